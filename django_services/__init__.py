@@ -1,0 +1,56 @@
+"""PostgreSQL, Redis and OpenAI for Django, and embeddings kept in step with the data.
+
+The names below load on first use (PEP 562): importing this package, or having
+it in ``INSTALLED_APPS``, loads no SDK.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Embeddings",
+    "SearchManager",
+    "SearchQuerySet",
+    "aembed",
+    "embed",
+    "get_async_openai_client",
+    "get_openai_client",
+    "get_redis_client",
+    "init_db",
+    "register",
+]
+
+_MODULES = {
+    "Embeddings": "embeddings",
+    "SearchManager": "embeddings",
+    "SearchQuerySet": "embeddings",
+    "aembed": "openai_service",
+    "embed": "openai_service",
+    "get_async_openai_client": "openai_service",
+    "get_openai_client": "openai_service",
+    "get_redis_client": "redis_service",
+    "init_db": "db_service",
+    "register": "embeddings",
+}
+
+if TYPE_CHECKING:
+    from .db_service import init_db
+    from .embeddings import Embeddings, SearchManager, SearchQuerySet, register
+    from .openai_service import aembed, embed, get_async_openai_client, get_openai_client
+    from .redis_service import get_redis_client
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_MODULES[name]}", __name__)
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,83 @@
+"""Django settings of the tests: the embedded defaults, whatever the environment says."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+
+def _scratch() -> Path:
+    """Return a directory of this test run; children of the run share their parent's."""
+    inherited = os.environ.get("DJANGO_SERVICES_TEST_SCRATCH")
+    if inherited:
+        return Path(inherited)
+    scratch = Path(tempfile.mkdtemp(prefix="django-services-tests-"))
+    os.environ["DJANGO_SERVICES_TEST_SCRATCH"] = str(scratch)
+    owner = os.getpid()
+
+    def remove() -> None:
+        # A forked child must not take the directory from its parent.
+        if os.getpid() == owner:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    atexit.register(remove)
+    return scratch
+
+
+# A file and not ":memory:", so that other threads and processes meet the same rows.
+_database = os.environ.get("DJANGO_SERVICES_TEST_DATABASE") or str(_scratch() / "db.sqlite3")
+
+SECRET_KEY = "tests only"
+DEBUG = False
+ALLOWED_HOSTS = ["*"]
+USE_TZ = True
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.messages",
+    "django.contrib.sessions",
+    "django_services",
+    "tests.testapp",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+ROOT_URLCONF = "tests.urls"
+STATIC_URL = "static/"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": _database,
+        "TEST": {"NAME": _database},
+        "OPTIONS": {
+            "timeout": 20,
+            # A writer that first reads would fail at once, not wait, where another wrote meanwhile.
+            "transaction_mode": "IMMEDIATE",
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
+        },
+    }
+}
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+DJANGO_SERVICES = {"OPENAI": {"default": {"base_url": "embedded://"}}}
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # fast
