@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from django.apps import AppConfig
 
 
@@ -11,11 +13,11 @@ class DjangoServicesConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from importlib import import_module
-        from importlib.util import find_spec
+        # Models must be loaded before these are.
+        from .embeddings import capture, on_commit
 
-        # Scaffold: until the modules are there.
-        for name in ("checks", "embeddings.capture", "embeddings.on_commit"):
-            if find_spec(f"{self.name}.{name}"):
-                module = import_module(f"{self.name}.{name}")
-                getattr(module, "connect", lambda: None)()
+        if find_spec("django_services.checks"):  # until it is there
+            from . import checks  # noqa: F401
+
+        capture.connect()
+        on_commit.connect()

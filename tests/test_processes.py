@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from django.contrib.auth.models import Group
@@ -53,7 +54,7 @@ def test_database_of_the_tests_is_a_file_in_wal_mode():
         cursor.execute("PRAGMA journal_mode")
         (mode,) = cursor.fetchone()
 
-    assert os.path.isfile(connection.settings_dict["NAME"])
+    assert Path(connection.settings_dict["NAME"]).is_file()
     assert mode == "wal"
 
 
