@@ -136,7 +136,7 @@ class Project:
                 "OPTIONS": {"timeout": 20, "transaction_mode": "IMMEDIATE"},
             }
         }
-        DJANGO_SERVICES = {"OPENAI": {"default": {"base_url": "embedded://"}}}
+        DJANGO_SERVICES = {"OPENAI": {"default": {"BASE_URL": "embedded://"}}}
     """
 
     def __init__(self, directory: Path) -> None:

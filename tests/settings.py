@@ -78,6 +78,6 @@ DATABASES = {
     }
 }
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
-DJANGO_SERVICES = {"OPENAI": {"default": {"base_url": "embedded://"}}}
+DJANGO_SERVICES = {"OPENAI": {"default": {"BASE_URL": "embedded://"}}}
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # fast
