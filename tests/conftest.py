@@ -52,7 +52,7 @@ def redis_server(_own_redis: RedisServer) -> Iterator[RedisServer]:
 def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of an empty database, pgvector available: on DATABASE_URL's server or our own."""
     given = os.environ.get("DATABASE_URL", "")
-    is_postgres = urlsplit(given).scheme in {"postgres", "postgresql", "pgsql", "psql"}
+    is_postgres = urlsplit(given).scheme in {"postgres", "postgresql"}
     server = given if is_postgres else request.getfixturevalue("_own_postgres").url
     name = f"test_django_services_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server, autocommit=True) as admin:
