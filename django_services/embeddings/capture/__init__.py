@@ -1,0 +1,76 @@
+"""The database notes every write that may put a source out of step.
+
+Triggers append to `Change` in the writer's own transaction, so that save(),
+bulk_create(), update(), raw SQL and loaddata count alike. `watch` finds what to
+watch, a vendor's module writes the triggers, `migrate` keeps them out of the way
+of migrations, `mend` out of the way of users' writes, and `backlog` notes what
+they cannot have seen.
+"""
+
+from __future__ import annotations
+
+from django.apps import apps
+from django.db import connections
+from django.db.models.signals import post_migrate, pre_migrate
+
+from ..declaration import indexes_on
+from . import migrate, sqlite
+from .backlog import enqueue_all, forget_gone
+from .mend import repeat_without_broken_triggers, wrap_connections
+
+#: Vendors whose databases can capture changes, and how.
+CAPTURE = {"sqlite": sqlite}
+
+
+def connect() -> None:
+    """Follow migrations, and mend what broken triggers would break; opens nothing."""
+    config = apps.get_app_config("django_services")
+    pre_migrate.connect(migrate.before, sender=config, dispatch_uid=f"{__name__}.before")
+    post_migrate.connect(migrate.after, sender=config, dispatch_uid=f"{__name__}.after")
+    wrap_connections(repeat_without_broken_triggers, vendor="sqlite")
+
+
+def install(alias: str) -> list[str]:
+    """Make the triggers of a database those of its declarations.
+
+    Triggers without a declaration are dropped; where a table or column is not
+    there yet, a trigger stays missing. Safe to call again.
+
+    Returns:
+        Labels of the indexes of which a trigger was missing or altered and is
+        installed now: their sources may have changed unseen (`enqueue_all`).
+    """
+    connection = connections[alias]
+    vendor = CAPTURE.get(connection.vendor)
+    return vendor.install(connection, indexes_on(alias)) if vendor else []
+
+
+def uninstall(alias: str) -> int:
+    """Drop every trigger of this package, declared or not; return how many."""
+    connection = connections[alias]
+    vendor = CAPTURE.get(connection.vendor)
+    return vendor.uninstall(connection) if vendor else 0
+
+
+def missing(alias: str) -> list[str]:
+    """Return the labels of indexes whose changes are not all captured.
+
+    All of them, where the database's vendor is none of `CAPTURE`.
+    """
+    connection = connections[alias]
+    vendor = CAPTURE.get(connection.vendor)
+    if vendor is None:
+        return [index.label for index in indexes_on(alias)]
+    return vendor.missing(connection, indexes_on(alias))
+
+
+__all__ = [
+    "CAPTURE",
+    "connect",
+    "enqueue_all",
+    "forget_gone",
+    "install",
+    "missing",
+    "uninstall",
+    "wrap_connections",
+]

@@ -1,0 +1,160 @@
+"""Which tables and columns a declaration depends on, and how they lead to its sources.
+
+Pure: reads models, never a database. What it finds, a vendor's module turns
+into triggers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.exceptions import FieldError
+from django.db.models import Model
+from django.db.models.constants import LOOKUP_SEP
+from django.db.models.sql.query import Query
+
+from ...exceptions import ConfigurationError
+from ..declaration import Embeddings
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """One step from a table to the next, away from the source."""
+
+    table: str
+    #: Columns of the table that the step leaves.
+    near: tuple[str, ...]
+    #: Columns of `table` that equal them, in the same order.
+    far: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A table whose writes may change the text or the condition of sources.
+
+    The source's own table has no joins. Of a table reached by joins, rows that
+    come and go matter as much as rows that change: a restriction by a
+    GenericRelation's content type is left out, since one note too many is
+    harmless.
+    """
+
+    table: str
+    columns: tuple[str, ...]
+    joins: tuple[Join, ...] = ()
+    #: Whether the database computes a column: no statement names it when it changes.
+    is_computed: bool = False
+
+
+#: Fields of the watched tables, by the joins that lead to their table.
+_Fields = dict[tuple[Join, ...], dict[str, Any]]
+
+
+def watches(index: Embeddings) -> list[Watch]:
+    """Return what to watch for an index; its source's own table comes first.
+
+    Raises:
+        ConfigurationError: A lookup leads nowhere; names the nearest field.
+    """
+    fields: _Fields = {(): {}}
+    for lookup in index.paths():
+        _follow(index, lookup, fields)
+    # A source whose key changes is another source, which is not a matter of columns.
+    fields[()].pop(_columns(index.model._meta.pk)[0], None)
+    return [_watch(index.model, joins, found) for joins, found in fields.items()]
+
+
+def tables(index: Embeddings) -> set[str]:
+    """Return the names of the tables that an index watches, the source's own included."""
+    return {watch.table for watch in watches(index)}
+
+
+def _watch(model: type[Model], joins: tuple[Join, ...], found: dict[str, Any]) -> Watch:
+    return Watch(
+        table=joins[-1].table if joins else model._meta.db_table,
+        columns=tuple(found),
+        joins=joins,
+        is_computed=any(getattr(field, "generated", False) for field in found.values()),
+    )
+
+
+def _follow(index: Embeddings, lookup: str, fields: _Fields) -> None:
+    """Note the columns that a lookup passes, from the source to its last field."""
+    path, targets = _trimmed(*_resolve(index, lookup))
+    joins: tuple[Join, ...] = ()
+    for step in path:
+        pairs = step.join_field.get_joining_fields()
+        join = Join(
+            table=step.to_opts.db_table,
+            near=tuple(near.column for near, _ in pairs),
+            far=tuple(far.column for _, far in pairs),
+        )
+        _note(fields, joins, [near for near, _ in pairs])
+        joins = (*joins, join)
+        _note(fields, joins, [far for _, far in pairs])
+    _note(fields, joins, targets)
+
+
+def _note(fields: _Fields, joins: tuple[Join, ...], noted: Iterable[Any]) -> None:
+    columns = fields.setdefault(joins, {})
+    for field in noted:
+        columns.update(dict.fromkeys(_columns(field), field))
+
+
+def _columns(field: Any) -> list[str]:
+    """Return a field's columns: one, or those of a composite primary key."""
+    if field.column is not None:
+        return [field.column]
+    return [part.column for part in getattr(field, "fields", ())]
+
+
+def _trimmed(path: Sequence[Any], targets: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Leave out last steps that only lead to a key which the table before holds too."""
+    while path and path[-1].direct:
+        near_by_far = {far: near for near, far in path[-1].join_field.get_joining_fields()}
+        if not set(targets) <= set(near_by_far):
+            break
+        path, targets = path[:-1], [near_by_far[target] for target in targets]
+    return path, targets
+
+
+def _resolve(index: Embeddings, lookup: str) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Return the steps of a lookup and its last fields; transforms are left out."""
+    names = lookup.split(LOOKUP_SEP)
+    model = index.model
+    try:
+        path, last, targets, rest = Query(model).names_to_path(names, model._meta)  # type: ignore[attr-defined]
+    except FieldError as error:
+        raise _unknown(index, lookup, names[0], model, error) from None
+    if rest and not any(_understands(field, rest[0]) for field in (last, *targets)):
+        end = path[-1].to_opts.model if path else model
+        raise _unknown(index, lookup, rest[0], end)
+    return path, targets
+
+
+def _understands(field: Any, name: str) -> bool:
+    """Tell whether a field has a transform or a lookup of this name."""
+    transform = getattr(field, "get_transform", lambda _: None)(name)
+    return bool(transform or getattr(field, "get_lookup", lambda _: None)(name))
+
+
+def _unknown(
+    index: Embeddings,
+    lookup: str,
+    name: str,
+    model: type[Model],
+    reason: FieldError | None = None,
+) -> ConfigurationError:
+    fields = model._meta.get_fields()
+    if any(field.name == name for field in fields):
+        # It exists, and Django says why it cannot be followed: a GenericForeignKey.
+        return ConfigurationError(f"{index.label} cannot watch {lookup!r}. {reason}")
+    known = sorted({field.name for field in fields if field is not index})
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}."
+    return ConfigurationError(
+        f"{index.label} cannot watch {lookup!r}: "
+        f"{model._meta.label} has no field {name!r}; {hint}"
+    )
