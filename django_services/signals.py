@@ -11,5 +11,6 @@ from django.dispatch import Signal
 openai_call_finished = Signal()
 
 #: A batch of sources was brought in step. Payload: ``index`` (its label),
-#: ``stored``, ``reused``, ``removed`` (numbers of chunks), ``failed`` (sources).
+#: ``embedded`` (texts sent to the model), ``stored`` and ``removed`` (chunks),
+#: ``failed`` (sources).
 embeddings_synced = Signal()

@@ -1,0 +1,239 @@
+"""Claiming sources: who works on which, for how long, and what is done.
+
+All by the database's clock and in short transactions; no lock is held while a
+claim is worked on. What a worker took is exactly a list of change ids: a change
+that comes meanwhile stays, so an edit during a call is never lost.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from django.db import connections, transaction
+
+from .. import conf
+from ..exceptions import ServiceError
+from .declaration import Embeddings
+from .models import Change, Failure, Lease
+
+#: Seconds since the epoch by the server's clock, moving within a transaction.
+CLOCK = {
+    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+    "postgresql": "extract(epoch from clock_timestamp())",
+}
+
+T = TypeVar("T")
+
+#: Values in one IN list; SQLite's oldest limit is 999 parameters.
+IN_LIST = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Sources of one declaration that a worker holds, with the changes it took."""
+
+    index: Embeddings
+    alias: str
+    owner: str
+    changes: dict[str, list[int]]  # by key
+    attempts: dict[str, int]  # by key, of sources that failed before
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.changes)
+
+
+def claim(index: Embeddings, alias: str, *, limit: int) -> Claim | None:
+    """Take up to ``limit`` changes whose sources nobody holds; None if there are none."""
+    owner = uuid.uuid4().hex
+    with transaction.atomic(using=alias):
+        # A write comes first: on SQLite a transaction that begins by reading cannot
+        # always become a writer.
+        _drop_expired(index, alias)
+        taken = _free_changes(index, alias, limit)
+        if not taken:
+            return None
+        _lease(index, alias, owner, taken)
+        mine = _held(alias, owner)
+        changes = {key: ids for key, ids in taken.items() if key in mine}
+        attempts = _attempts(index, alias, list(changes))
+    return Claim(index, alias, owner, changes, attempts) if changes else None
+
+
+def hold(claim: Claim) -> set[str]:
+    """Renew the claim and return the keys that are still its own.
+
+    A key that is missing has passed to another worker: nothing may be written
+    for it. Called in the transaction that writes, it also locks out a takeover.
+    """
+    _execute(
+        claim.alias,
+        "UPDATE {lease} SET expires_at = {clock} + %s WHERE owner = %s AND expires_at > {clock}",
+        [conf.embeddings().lease, claim.owner],
+    )
+    return _held(claim.alias, claim.owner)
+
+
+def finish(claim: Claim, keys: Iterable[str]) -> None:
+    """Delete the changes taken for these keys, their leases and their failures."""
+    keys = list(keys)
+    _delete_changes(claim, keys)
+    _delete_by_key(Failure, claim, [key for key in keys if key in claim.attempts])
+    _delete_by_key(Lease, claim, keys)
+
+
+def fail(claim: Claim, errors: dict[str, ServiceError]) -> list[str]:
+    """Note what failed for which key; returns the keys that are set aside.
+
+    A source whose error may pass waits, twice as long each time, and is set aside
+    after the last attempt; one whose error will not pass is set aside at once.
+    Its changes go with it: a new one makes it pending again.
+    """
+    settings = conf.embeddings()
+    set_aside = []
+    rows = []
+    for key, error in errors.items():
+        attempts = claim.attempts.get(key, 0) + 1
+        is_last = attempts >= settings.max_attempts or not error.retryable
+        delay = settings.retry_delay * 2 ** (attempts - 1)
+        if is_last:
+            set_aside.append(key)
+        rows.append(
+            [claim.index.label, key, attempts, delay, is_last, type(error).__name__, str(error)]
+        )
+    _execute_many(
+        claim.alias,
+        'INSERT INTO {failure} ("index", source, attempts, retry_at, set_aside, error, message) '
+        "VALUES (%s, %s, %s, {clock} + %s, %s, %s, %s) "
+        'ON CONFLICT ("index", source) DO UPDATE SET attempts = excluded.attempts, '
+        "retry_at = excluded.retry_at, set_aside = excluded.set_aside, "
+        "error = excluded.error, message = excluded.message",
+        rows,
+    )
+    _delete_changes(claim, set_aside)
+    _delete_by_key(Lease, claim, list(errors))
+    return set_aside
+
+
+def release(claim: Claim) -> None:
+    """Give the claim back: its changes stay, and nothing counts as an attempt."""
+    _execute(claim.alias, "DELETE FROM {lease} WHERE owner = %s", [claim.owner])
+
+
+def retry_failed(index: Embeddings, alias: str) -> int:
+    """Make every failed source of a declaration pending again; returns their number."""
+    with transaction.atomic(using=alias):
+        failures = Failure.objects.using(alias).filter(index=index.label)
+        keys = list(failures.values_list("source", flat=True))
+        failures.delete()
+        append(index, alias, keys)
+    return len(keys)
+
+
+def append(index: Embeddings, alias: str, keys: Iterable[str]) -> None:
+    """Note that these sources may be out of step, as a trigger would."""
+    _execute_many(
+        alias,
+        'INSERT INTO {change} ("index", source) VALUES (%s, %s)',
+        [[index.label, key] for key in keys],
+    )
+
+
+def _drop_expired(index: Embeddings, alias: str) -> None:
+    _execute(
+        alias,
+        'DELETE FROM {lease} WHERE "index" = %s AND expires_at <= {clock}',
+        [index.label],
+    )
+
+
+def _free_changes(index: Embeddings, alias: str, limit: int) -> dict[str, list[int]]:
+    found = _execute(
+        alias,
+        'SELECT c.id, c.source FROM {change} c WHERE c."index" = %s '
+        'AND NOT EXISTS (SELECT 1 FROM {lease} l WHERE l."index" = c."index" '
+        "AND l.source = c.source) "
+        'AND NOT EXISTS (SELECT 1 FROM {failure} f WHERE f."index" = c."index" '
+        "AND f.source = c.source AND NOT f.set_aside AND f.retry_at > {clock}) "
+        "ORDER BY c.id LIMIT %s",
+        [index.label, limit],
+    )
+    changes: dict[str, list[int]] = defaultdict(list)
+    for change, key in found:
+        changes[key].append(change)
+    return dict(changes)
+
+
+def _lease(index: Embeddings, alias: str, owner: str, keys: Iterable[str]) -> None:
+    term = conf.embeddings().lease
+    _execute_many(
+        alias,
+        'INSERT INTO {lease} ("index", source, owner, expires_at) '
+        "VALUES (%s, %s, %s, {clock} + %s) ON CONFLICT DO NOTHING",
+        [[index.label, key, owner, term] for key in keys],
+    )
+
+
+def _held(alias: str, owner: str) -> set[str]:
+    found = _execute(
+        alias, "SELECT source FROM {lease} WHERE owner = %s AND expires_at > {clock}", [owner]
+    )
+    return {key for (key,) in found}
+
+
+def _attempts(index: Embeddings, alias: str, keys: Sequence[str]) -> dict[str, int]:
+    failures = Failure.objects.using(alias).filter(index=index.label)
+    if not failures.exists():
+        return {}
+    attempts: dict[str, int] = {}
+    for part in in_parts(keys):
+        found = failures.filter(source__in=part).values_list("source", "attempts", "set_aside")
+        # A change after it was set aside is a new text: it starts anew.
+        attempts |= {key: 0 if set_aside else count for key, count, set_aside in found}
+    return attempts
+
+
+def _delete_changes(claim: Claim, keys: Iterable[str]) -> None:
+    ids = [change for key in keys for change in claim.changes[key]]
+    for part in in_parts(ids):
+        Change.objects.using(claim.alias).filter(id__in=part).delete()
+
+
+def _delete_by_key(model: type[Lease | Failure], claim: Claim, keys: Sequence[str]) -> None:
+    for part in in_parts(keys):
+        rows = model._default_manager.using(claim.alias).filter(
+            index=claim.index.label, source__in=part
+        )
+        (rows.filter(owner=claim.owner) if model is Lease else rows).delete()
+
+
+def in_parts(values: Sequence[T]) -> list[Sequence[T]]:
+    """Return the values in parts that fit an IN list."""
+    return [values[at : at + IN_LIST] for at in range(0, len(values), IN_LIST)]
+
+
+def _execute(alias: str, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+    with connections[alias].cursor() as cursor:
+        cursor.execute(_with_names(alias, sql), parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+def _execute_many(alias: str, sql: str, rows: list[list[Any]]) -> None:
+    if rows:
+        with connections[alias].cursor() as cursor:
+            cursor.executemany(_with_names(alias, sql), rows)
+
+
+def _with_names(alias: str, sql: str) -> str:
+    connection = connections[alias]
+    quote = connection.ops.quote_name
+    return sql.format(
+        change=quote(Change._meta.db_table),
+        lease=quote(Lease._meta.db_table),
+        failure=quote(Failure._meta.db_table),
+        clock=CLOCK[connection.vendor],
+    )

@@ -1,0 +1,155 @@
+"""Spaces: the versions of a declaration, of which one is active.
+
+A declaration that changed (another model, other dimensions, another text) gets a
+new space. It is built beside the active one, which goes on answering searches,
+and takes over when every source that stood at its beginning has been brought in.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from django.db import connections, transaction
+from django.utils import timezone
+
+from .. import conf, embedded, openai_service
+from .declaration import Embeddings
+from .models import Change, Space
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What the declaration asks for now."""
+
+    model: str
+    dimensions: int
+    recipe: str
+
+
+def declared(index: Embeddings) -> Declared:
+    """Return the space that the code and the settings ask for; no I/O."""
+    model, dimensions = openai_service.embedding_space(
+        index.alias, index.embedding_model, index.dimensions
+    )
+    return Declared(model, dimensions, index.recipe())
+
+
+def active(index: Embeddings, alias: str) -> Space | None:
+    """Return the space that answers searches, or None before the first sync."""
+    return Space.objects.using(alias).filter(index=index.label, state=Space.State.ACTIVE).first()
+
+
+def live(index: Embeddings, alias: str) -> list[Space]:
+    """Return the spaces that are kept in step: the active one, and one being built."""
+    found = Space.objects.using(alias).filter(index=index.label)
+    return list(found.exclude(state=Space.State.RETIRED).order_by("id"))
+
+
+def alike(space: Space) -> list[int]:
+    """Return the ids of the spaces whose vectors this one may take over.
+
+    Equal text has an equal vector wherever model and dimensions are the same, so
+    a change of the text's recipe does not pay again for what stayed.
+    """
+    found = Space.objects.using(space._state.db).filter(
+        index=space.index, model=space.model, dimensions=space.dimensions
+    )
+    return list(found.values_list("id", flat=True))
+
+
+def can_be_embedded(space: Space, index: Embeddings) -> bool:
+    """Tell whether the alias can still make vectors of the space's model."""
+    return space.model == embedded.MODEL or not conf.openai(index.alias).is_embedded
+
+
+def ensure(index: Embeddings, alias: str) -> Space:
+    """Return the declared space, made now where it is new.
+
+    The first space of a declaration is active from its beginning: an incomplete
+    search beats none. A retired one that is asked for again is built up from the
+    vectors that it still has.
+    """
+    wanted = declared(index)
+    with transaction.atomic(using=alias):
+        space, is_new = Space.objects.using(alias).get_or_create(
+            index=index.label,
+            model=wanted.model,
+            dimensions=wanted.dimensions,
+            recipe=wanted.recipe,
+        )
+        if not is_new and space.state != Space.State.RETIRED:
+            return space
+        current = active(index, alias)
+        _retire_unfinished(index, alias, space)
+        if current is None:
+            space.state, space.activated_at = Space.State.ACTIVE, timezone.now()
+            enqueue_unnoted(index, alias)
+        else:
+            space.state = Space.State.BUILDING
+            space.backfill_to = enqueue_every(index, alias)
+        space.save(using=alias)
+    logger.info("%s: new space %s of %s", index.label, space.pk, space.model)
+    return space
+
+
+def activate_if_built(index: Embeddings, alias: str) -> Space | None:
+    """Switch to the space being built if its backfill is done; returns it then."""
+    with transaction.atomic(using=alias):
+        spaces = Space.objects.using(alias).filter(index=index.label)
+        building = spaces.filter(state=Space.State.BUILDING).first()
+        if building is None or _is_backfilling(building, alias):
+            return None
+        _remove_chunks(index, alias, spaces.filter(state=Space.State.RETIRED))
+        spaces.filter(state=Space.State.ACTIVE).update(state=Space.State.RETIRED)
+        building.state, building.activated_at = Space.State.ACTIVE, timezone.now()
+        building.save(using=alias)
+    logger.info("%s: switched to space %s of %s", index.label, building.pk, building.model)
+    return building
+
+
+def enqueue_every(index: Embeddings, alias: str) -> int:
+    """Note every source as changed; returns the id of the last note."""
+    _execute(alias, index, 'INSERT INTO {change} ("index", source) SELECT %s, {key} FROM {table}')
+    last = Change.objects.using(alias).order_by("-id").values_list("id", flat=True).first()
+    return last or 0
+
+
+def enqueue_unnoted(index: Embeddings, alias: str) -> None:
+    """Note every source as changed that has no note yet."""
+    _execute(
+        alias,
+        index,
+        'INSERT INTO {change} ("index", source) SELECT %s, {key} FROM {table} WHERE {key} NOT IN '
+        '(SELECT source FROM {change} WHERE "index" = %s)',
+    )
+
+
+def _is_backfilling(space: Space, alias: str) -> bool:
+    backfill = Change.objects.using(alias).filter(index=space.index, id__lte=space.backfill_to)
+    return backfill.exists()
+
+
+def _retire_unfinished(index: Embeddings, alias: str, wanted: Space) -> None:
+    """Stop building what nobody declares any more."""
+    building = Space.objects.using(alias).filter(index=index.label, state=Space.State.BUILDING)
+    building.exclude(pk=wanted.pk).update(state=Space.State.RETIRED)
+
+
+def _remove_chunks(index: Embeddings, alias: str, spaces: object) -> None:
+    """Collect garbage: the space retired last is kept for the way back."""
+    index.chunk_model._default_manager.using(alias).filter(space__in=spaces).delete()
+
+
+def _execute(alias: str, index: Embeddings, sql: str) -> None:
+    quote = connections[alias].ops.quote_name
+    options = index.model._meta
+    statement = sql.format(
+        change=quote(Change._meta.db_table),
+        table=quote(options.db_table),
+        key=f"CAST({quote(options.pk.column)} AS TEXT)",
+    )
+    with connections[alias].cursor() as cursor:
+        cursor.execute(statement, [index.label] * sql.count("%s"))
