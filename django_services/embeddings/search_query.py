@@ -1,0 +1,602 @@
+"""`SearchQuery`: the SQL of a search, of one shape wherever it stands.
+
+The source table is joined to the chunks of the active space; of each source only
+the chunk nearest to the query vector counts. Nothing is resolved before the query
+is compiled: then the active space and the query vector are fixed for the
+statement, and `search_plan` may name the chunks beforehand, which changes the
+time that the statement takes and never its rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import DatabaseError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import BigIntegerField, F, FloatField, Func, Q
+from django.db.models.expressions import Col, Expression, OrderBy, RawSQL
+from django.db.models.lookups import In
+from django.db.models.query_utils import FilteredRelation
+from django.db.models.sql import Query
+from django.db.models.sql.compiler import SQLCompiler
+from django.db.models.sql.constants import INNER
+from django.db.models.sql.where import AND, ExtraWhere, WhereNode
+
+from .. import conf
+from ..exceptions import InvalidInput, ServiceError
+from ..vectors import CosineDistance, VectorField
+from .declaration import Embeddings
+from .models import ChunkChange, Space
+from .query_vectors import Wanted
+
+logger = logging.getLogger(__name__)
+
+CHUNK = "search_chunk"  # the joined chunk: ``values("search_chunk__start")``
+DISTANCE = "search_distance"
+SCORE = "search_score"
+PASSAGE = "search_passage"
+
+#: vendor -> SQL that tells whether an id is among those of one parameter, a JSON list.
+#: So a statement reads the same for any number of ids, and no limit of parameters is met.
+AMONG = {"sqlite": "{} IN (SELECT value FROM json_each(%s))"}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What one statement searches: fixed when it is compiled."""
+
+    space: int
+    dimensions: int
+    vector: bytes
+    #: Newest row of the space's chunk log, (id, token); (0, b"") where there is none.
+    position: tuple[int, bytes]
+
+    def __repr__(self) -> str:
+        return f"<space {self.space}>"
+
+
+class Search:
+    """One search: what is looked for, in which index. Shared by all its querysets."""
+
+    def __init__(self, index: Embeddings, wanted: Wanted, max_hits: int | None) -> None:
+        self.index = index
+        self.wanted = wanted
+        self._max_hits = max_hits
+        self._vectors: dict[tuple[str, int], bytes] = {}
+        self._latest: dict[str, Target] = {}
+        self._warned = False
+        #: The last error, while no later evaluation succeeded.
+        self.error: ServiceError | None = None
+
+    def __repr__(self) -> str:
+        return f"<search in {self.index.label}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tells databases of this process apart, which another one may not have.
+        return {**self.__dict__, "_latest": {}, "error": None, "index": None, "_label": self.label}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from .declaration import get_index
+
+        label = state.pop("_label")
+        self.__dict__.update(state)
+        self.index = get_index(label)
+
+    @property
+    def label(self) -> str:
+        return self.index.label
+
+    @property
+    def max_hits(self) -> int:
+        return conf.embeddings().max_hits if self._max_hits is None else self._max_hits
+
+    def resolve(self, connection: BaseDatabaseWrapper) -> Target | None:
+        """Return what to search now, or None where nothing is embedded yet.
+
+        Raises:
+            ServiceError: The query has no vector; says why.
+        """
+        try:
+            target = self._resolve(connection)
+        except ServiceError as error:
+            self.error = error.with_traceback(None)
+            raise
+        self.error = None
+        return target
+
+    def latest(self, connection: BaseDatabaseWrapper) -> Target | None:
+        """Return what the last statement of this database searched."""
+        return self._latest.get(connection.alias) or self.resolve(connection)
+
+    def _resolve(self, connection: BaseDatabaseWrapper) -> Target | None:
+        found = _active_space(self.index, connection)
+        if found is None:
+            self._warn(connection.alias)
+            return None
+        space, position = found
+        key = (space.model, space.dimensions)
+        vector = self._vectors.get(key)
+        if vector is None:
+            vector = self._vectors[key] = self.wanted.vector(self.index, space)
+        target = Target(space.pk, space.dimensions, vector, position)
+        self._latest[connection.alias] = target
+        return target
+
+    def _warn(self, alias: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s holds no embeddings in database %r: the search finds nothing. "
+                "Run: manage.py embeddings sync %s",
+                self.label,
+                alias,
+                self.label,
+            )
+
+
+def _active_space(
+    index: Embeddings, connection: BaseDatabaseWrapper
+) -> tuple[Space, tuple[int, bytes]] | None:
+    """Return the space that answers and the newest row of its log, in one statement."""
+    sql = _ACTIVE_SPACE.format(
+        space=Space._meta.db_table, log=ChunkChange._meta.db_table, active=Space.State.ACTIVE.value
+    )
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, [index.label])
+            row = cursor.fetchone()
+    except DatabaseError as error:
+        raise _explained(index, connection, error) from None
+    if row is None:
+        return None
+    pk, model, dimensions, last, token = row
+    space = Space(pk=pk, index=index.label, model=model, dimensions=dimensions)
+    space._state.adding, space._state.db = False, connection.alias
+    return space, (last, bytes(token)) if last is not None else (0, b"")
+
+
+_ACTIVE_SPACE = """
+SELECT space.id, space.model, space.dimensions, log.id, log.token
+FROM {space} space
+LEFT JOIN {log} log ON log.id = (SELECT MAX(id) FROM {log} WHERE space = space.id)
+WHERE space."index" = %s AND space.state = '{active}'
+"""
+
+
+def _explained(
+    index: Embeddings, connection: BaseDatabaseWrapper, error: DatabaseError
+) -> Exception:
+    if Space._meta.db_table in connection.introspection.table_names():
+        return error
+    return InvalidInput(
+        f"Database {connection.alias!r} has no tables for the embeddings of {index.label}: "
+        "search in the database where they are kept, or run: "
+        f"manage.py migrate --database {connection.alias}"
+    )
+
+
+# Expressions
+
+
+def _target(search: Search, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Target | None:
+    query = compiler.query
+    if isinstance(query, SearchQuery) and query.is_resolved and query.search is search:
+        return query.target
+    # In a subquery of the caller's that looks out to the search.
+    return search.latest(connection)
+
+
+class SearchDistance(Func):
+    """Cosine distance of a chunk's vector to what the search looks for."""
+
+    arity = 1
+    output_field = FloatField()
+    template = "{}"
+
+    def __init__(self, vector: Any, search: Search) -> None:
+        super().__init__(vector)
+        self.search = search
+
+    def as_sql(  # type: ignore[override]
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any
+    ) -> tuple[str, list[Any]]:
+        target = _target(self.search, compiler, connection)
+        if target is None:
+            return "NULL", []
+        distance = CosineDistance(self.get_source_expressions()[0], target.vector)
+        sql, params = compiler.compile(distance)
+        return self.template.format(sql), list(params)
+
+
+class SearchScore(SearchDistance):
+    """Cosine of the angle: 1 same direction, 0 unrelated."""
+
+    template = "(1 - {})"
+
+
+class SearchedSpace(Expression):
+    """The id of the space that is searched."""
+
+    output_field = BigIntegerField()
+
+    def __init__(self, search: Search) -> None:
+        super().__init__()
+        self.search = search
+
+    def as_sql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any
+    ) -> tuple[str, list[Any]]:
+        target = _target(self.search, compiler, connection)
+        return ("NULL", []) if target is None else ("%s", [target.space])
+
+
+class _Condition(Expression):
+    """Base of the conditions on a chunk that the query adds to itself."""
+
+    conditional = True
+
+    def __init__(self, chunk_id: Col) -> None:
+        super().__init__()
+        self.chunk_id = chunk_id
+
+    def get_source_expressions(self) -> list[Any]:
+        return [self.chunk_id]
+
+    def set_source_expressions(self, exprs: Any) -> None:
+        (self.chunk_id,) = exprs
+
+
+class IsAmong(_Condition):
+    """The chunk is one of those named."""
+
+    def __init__(self, chunk_id: Col, ids: list[int]) -> None:
+        super().__init__(chunk_id)
+        self.ids = ids
+
+    def as_sql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any
+    ) -> tuple[str, list[Any]]:
+        column, _none = compiler.compile(self.chunk_id)
+        return AMONG[connection.vendor].format(column), [str(self.ids)]
+
+
+class IsNearestOfSource(_Condition):
+    """No chunk of the same source and space is nearer; of equals the first counts."""
+
+    def __init__(self, chunk_id: Col, search: Search) -> None:
+        super().__init__(chunk_id)
+        self.search = search
+
+    def as_sql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any
+    ) -> tuple[str, list[Any]]:
+        quote = connection.ops.quote_name
+        columns = {field.name: field.column for field in self.search.index.chunk_model._meta.fields}
+
+        def name(alias: str, field: str) -> str:
+            return f"{quote(alias)}.{quote(columns[field])}"
+
+        own, closer = self.chunk_id.alias, "closer"
+        space, space_params = compiler.compile(SearchedSpace(self.search))
+        distances = [
+            compiler.compile(SearchDistance(_vector_of(self.search, alias), self.search))
+            for alias in (closer, own)
+        ]
+        (near, near_params), (far, far_params) = distances
+        sql = (
+            f"NOT EXISTS (SELECT 1 FROM {quote(self.chunk_id.target.model._meta.db_table)} {closer}"
+            f" WHERE {name(closer, 'source')} = {name(own, 'source')}"
+            f" AND {name(closer, 'space')} = {space}"
+            f" AND ({near}, {name(closer, 'id')}) < ({far}, {name(own, 'id')}))"
+        )
+        return sql, [*space_params, *near_params, *far_params]
+
+
+def _vector_of(search: Search, alias: str) -> Col:
+    field = search.index.chunk_model._meta.get_field("vector")
+    assert isinstance(field, VectorField)
+    return Col(alias, field)
+
+
+# The query
+
+
+class SearchQuery(Query):
+    """The query of a search; without `search` an ordinary one."""
+
+    search: Search | None = None
+    target: Target | None = None
+    #: Set on the copy that is compiled: space and vector are fixed.
+    is_resolved = False
+    #: How many hits an existence test looks at; None: by slice and `max_hits`.
+    depth: int | None = None
+
+    def begin(self, search: Search) -> None:
+        """Make this the query of a search: join the chunks, annotate, order."""
+        self.search = search
+        self.standard_ordering = True
+        space = {f"{search.index.query_name}__space": SearchedSpace(search)}
+        self.add_filtered_relation(
+            FilteredRelation(search.index.query_name, condition=Q(**space)), CHUNK
+        )
+        self.add_annotation(SearchDistance(F(f"{CHUNK}__vector"), search), DISTANCE)
+        self.add_annotation(SearchScore(F(f"{CHUNK}__vector"), search), SCORE)
+        self.add_annotation(F(f"{CHUNK}__text"), PASSAGE)
+        self.clear_ordering(force=True)
+        self.add_ordering(DISTANCE, "pk")
+
+    # -- what the hits are ----------------------------------------------------
+
+    @property
+    def chunk_alias(self) -> str:
+        """The alias of the joined chunks, which Django renames in subqueries."""
+        return next(
+            alias
+            for alias, join in self.alias_map.items()
+            if getattr(join, "filtered_relation", None) is not None
+            and join.filtered_relation.alias == CHUNK
+        )
+
+    @property
+    def is_cut_by_slice(self) -> bool:
+        """Whether the hits are the nearest up to the slice's end, at any depth."""
+        return (
+            self.high_mark is not None
+            and self.depth is None
+            and self._is_nearest_first()
+            and not isinstance(self.group_by, tuple)
+            and (self.default_cols or not self.distinct)
+            and self._parts_of_where()[1] is None
+        )
+
+    @property
+    def wanted(self) -> int:
+        """How many of the nearest sources are the hits."""
+        assert self.search is not None
+        if self.depth is not None:
+            return self.depth
+        if self.is_cut_by_slice and self.high_mark is not None:
+            return self.high_mark
+        return self.search.max_hits
+
+    def _is_nearest_first(self) -> bool:
+        if not self.order_by or self.extra_order_by or not self.standard_ordering:
+            return False
+        if not isinstance(self.annotations.get(DISTANCE), SearchDistance):
+            return False
+        first = self.order_by[0]
+        is_descending = False
+        if isinstance(first, OrderBy):
+            first, is_descending = first.expression, first.descending
+        name = first.name if isinstance(first, F) else first
+        if is_descending:
+            name = f"-{name}"
+        return name in {DISTANCE, f"-{SCORE}"}
+
+    def conditions(self) -> list[Any]:
+        """Return the conditions that a source must meet to be a hit, joined by AND."""
+        return list(_flattened(self._parts_of_where()[0]))
+
+    def _parts_of_where(self) -> tuple[WhereNode | None, WhereNode | None]:
+        """Return what decides which sources are hits, and what applies to the hits.
+
+        Of the latter kind are conditions on groups (``values(…).annotate(…)``)
+        and on window functions: they look at the hits, all together.
+        """
+        where, having, qualify = self.where.split_having_qualify(
+            must_group_by=self.group_by is not None
+        )
+        after = [qualify]
+        if self.group_by is True:
+            where = _joined([where, having])
+        else:
+            after.append(having)
+        return where, _joined(after)
+
+    # -- Django's hooks -------------------------------------------------------
+
+    def exists(self, limit: bool = True) -> Query:
+        found: SearchQuery = super().exists(limit=limit)
+        if self.search is not None and not self.combinator:
+            # The ordering is gone from it, and with it what the slice meant.
+            found.depth = self.wanted
+        return found
+
+    def get_compiler(
+        self,
+        using: str | None = None,
+        connection: BaseDatabaseWrapper | None = None,
+        elide_empty: bool = True,
+    ) -> SQLCompiler:
+        is_ordinary = self.search is None or self.is_resolved or self.combinator or self.is_empty()
+        if is_ordinary or (using is None and connection is None):
+            return super().get_compiler(using, connection, elide_empty)
+        # Only the parts of a compound statement are given both.
+        is_part = using is not None and connection is not None
+        ready = self.resolved(connections[using] if connection is None else connection)
+        if is_part and ready.connection_forbids_order:
+            ready = ready.without_order()
+        return ready.get_compiler(using, connection, elide_empty)
+
+    # -- the copy that is compiled ----------------------------------------------
+
+    connection_forbids_order = False
+
+    def resolved(self, connection: BaseDatabaseWrapper) -> SearchQuery:
+        """Return the query of one statement: of one space, one vector, its hits."""
+        from . import search_plan
+
+        assert self.search is not None
+        query: SearchQuery = self.clone()
+        query.target = self.search.resolve(connection)
+        query.is_resolved = True
+        features = connection.features
+        query.connection_forbids_order = not features.supports_slicing_ordering_in_compound
+        if query.target is None:
+            query.set_empty()
+            return query
+        query._join_chunks()
+        query._count_sources_once()
+        ids = search_plan.nearest_chunks(query, connection)
+        if ids is None:
+            query._restrict_to_nearest()
+        else:
+            query.where.add(IsAmong(query.chunk_id(), ids), AND)
+        return query
+
+    def without_order(self) -> SearchQuery:
+        """Return the same rows in no order, for SQLite's compound statements."""
+        query: SearchQuery = self.clone()
+        if self.is_sliced:
+            query.where = _where([In(self.chunk_id(), self.keys_only(self.chunk_id(), keep=True))])
+            query._drop_joins(query._aliases_of_many())
+        query.clear_ordering(force=True)
+        query.clear_limits()
+        return query
+
+    def chunk_id(self) -> Col:
+        assert self.search is not None
+        return Col(self.chunk_alias, self.search.index.chunk_model._meta.get_field("id"))
+
+    def source_key(self) -> Col:
+        """The column of the source that its chunks point to."""
+        join = self.alias_map[self.chunk_alias]
+        return Col(join.parent_alias, join.join_fields[0][0])
+
+    def keys_only(self, column: Col, *, keep: bool = False) -> SearchQuery:
+        """Return this query with one column and nothing that is only shown.
+
+        Args:
+            column: The column.
+            keep: Keep slice, order, grouping and all conditions.
+        """
+        query: SearchQuery = self.clone()
+        query.clear_select_clause()
+        query.select = (column,)
+        query.select_for_update = False
+        query.subquery = keep
+        if keep:
+            return query
+        query.where = _where(self.conditions())
+        query.clear_ordering(force=True)
+        query.clear_limits()
+        query.distinct, query.distinct_fields = False, ()
+        if isinstance(query.group_by, tuple):
+            query.group_by = None
+        return query
+
+    def mentions_chunk(self, node: Any) -> bool:
+        """Tell whether a condition looks at the chunk, or may."""
+        return any(alias in {self.chunk_alias, None} for alias in _aliases([node]))
+
+    def looks_outside(self) -> bool:
+        """Tell whether a condition refers to a query around this one."""
+        return any(
+            alias is not None and alias not in self.alias_map for alias in _aliases([self.where])
+        )
+
+    def without_chunks(self, conditions: list[Any]) -> SearchQuery:
+        """Return the keys of the sources that meet conditions on them alone."""
+        query = self.keys_only(self.source_key())
+        query.where = _where(conditions)
+        query.alias_refcount[query.chunk_alias] = 0
+        return query
+
+    def _join_chunks(self) -> None:
+        alias = self.chunk_alias
+        # Counting drops the annotations that the join was made for; and a source
+        # without a chunk is no hit.
+        self.alias_refcount[alias] = max(1, self.alias_refcount[alias])
+        if self.alias_map[alias].join_type != INNER:
+            self.alias_map[alias] = self.alias_map[alias].demote()
+
+    def _restrict_to_nearest(self) -> None:
+        """Choose the hits in SQL alone."""
+        assert self.search is not None
+        is_cut_by_slice, wanted = self.is_cut_by_slice, self.wanted
+        nearest = IsNearestOfSource(self.chunk_id(), self.search)
+        if is_cut_by_slice:
+            self.where.add(nearest, AND)
+            return
+        hits = self.keys_only(self.chunk_id())
+        hits.where.add(nearest, AND)
+        distance = SearchDistance(_vector_of(self.search, self.chunk_alias), self.search)
+        hits.order_by = (distance.asc(), self.source_key().asc())
+        hits.set_limits(high=wanted)
+        hits.subquery = True
+        self.where.add(In(self.chunk_id(), hits), AND)
+
+    def _count_sources_once(self) -> None:
+        """Put conditions on many related rows where they cannot multiply the hits.
+
+        ``filter(tags__name__in=[…])`` joins a source once for each tag that
+        matches. Unless such a join is also shown, it moves into a subquery.
+        """
+        many = self._aliases_of_many()
+        conditions = self.conditions()
+        if not many & set(_aliases(conditions)) or self.group_by is not None:
+            return
+        about_chunk = [node for node in conditions if self.mentions_chunk(node)]
+        shown = set(_aliases([*self.annotation_select.values(), *self.select, *self.order_by]))
+        if many & (shown | set(_aliases(about_chunk))):
+            return
+        about_source = [node for node in conditions if not self.mentions_chunk(node)]
+        keys = self.without_chunks(about_source)
+        keys.subquery = True
+        rest = self._parts_of_where()[1]
+        self.where = _where([In(self.source_key(), keys), *about_chunk, *_flattened(rest)])
+        self._drop_joins(many)
+
+    def _aliases_of_many(self) -> set[str]:
+        """Return the aliases of joins, but the chunks', that may multiply the rows."""
+        many: set[str] = set()
+        for alias, join in self.alias_map.items():
+            field = getattr(join, "join_field", None)
+            is_many = field is not None and (field.one_to_many or field.many_to_many)
+            if alias != self.chunk_alias and (is_many or join.parent_alias in many):
+                many.add(alias)
+        return {alias for alias in many if self.alias_refcount[alias]}
+
+    def _drop_joins(self, aliases: Iterable[str]) -> None:
+        for alias in aliases:
+            self.alias_refcount[alias] = 0
+
+
+def _where(conditions: Iterable[Any]) -> WhereNode:
+    return WhereNode(list(conditions), connector=AND)
+
+
+def _joined(nodes: Iterable[WhereNode | None]) -> WhereNode | None:
+    present = [node for node in nodes if node is not None]
+    return _where(present) if present else None
+
+
+def _flattened(node: Any) -> Iterator[Any]:
+    if node is None:
+        return
+    if isinstance(node, WhereNode) and node.connector == AND and not node.negated:
+        for child in node.children:
+            yield from _flattened(child)
+    else:
+        yield node
+
+
+def _aliases(nodes: Iterable[Any]) -> Iterator[str | None]:
+    """Yield the aliases of the columns that nodes look at; None for what is opaque."""
+    for node in nodes:
+        if isinstance(node, Col):
+            yield node.alias
+        elif isinstance(node, RawSQL | ExtraWhere):
+            yield None
+        elif callable(getattr(node, "get_external_cols", None)):
+            yield from (column.alias for column in node.get_external_cols())
+        elif isinstance(node, WhereNode):
+            yield from _aliases(node.children)
+        elif hasattr(node, "get_source_expressions"):
+            yield from _aliases(node.get_source_expressions())
+
+
+__all__ = ["CHUNK", "DISTANCE", "PASSAGE", "SCORE", "Search", "SearchQuery", "Target"]
