@@ -1,0 +1,482 @@
+"""The door to OpenAI: clients for any of its endpoints, and verbs for embeddings.
+
+``get_openai_client()`` returns the SDK's own client, made once for each process
+and alias. Without a key, where that is allowed, it is answered in process by the
+embedded model. The SDK and numpy load on first use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import conf, embedded
+from .exceptions import (
+    ConfigurationError,
+    InvalidInput,
+    InvalidResponse,
+    ServiceError,
+    ServiceNotConfigured,
+)
+from .lifecycle import Managed, ManagedPerLoop
+from .openai_transport.faults import error_of, is_about_one_text
+from .privacy import Private
+
+if TYPE_CHECKING:
+    import httpx2
+    import numpy as np
+    import openai
+
+    from .openai_transport.governor import Policy
+    from .openai_transport.reading import Reading
+    from .openai_transport.work import EmbeddingWork, Refusal
+
+#: Length of the vectors of OpenAI's models, where the request does not say another.
+MODEL_DIMENSIONS = {
+    "text-embedding-3-small": 1_536,
+    "text-embedding-3-large": 3_072,
+    "text-embedding-ada-002": 1_536,
+}
+
+
+# Clients
+
+
+def get_openai_client(alias: str = "default") -> openai.OpenAI:
+    """Return the process's client of the alias, an ``openai.OpenAI``.
+
+    Raises:
+        ServiceNotConfigured: No key is set and the embedded model is not allowed.
+    """
+    return _clients.get(alias)
+
+
+def get_async_openai_client(alias: str = "default") -> openai.AsyncOpenAI:
+    """Return the running event loop's client of the alias, an ``openai.AsyncOpenAI``.
+
+    It is closed when its loop ends.
+
+    Raises:
+        ServiceNotConfigured: No key is set and the embedded model is not allowed.
+        RuntimeError: No event loop runs in this thread.
+    """
+    return _async_clients.get(alias).client
+
+
+# Verbs
+
+
+def embed(
+    texts: Sequence[str],
+    *,
+    alias: str = "default",
+    model: str | None = None,
+    dimensions: int | None = None,
+) -> np.ndarray:
+    """Return one vector for each text, in the order given.
+
+    Args:
+        texts: A list or tuple of strings, none of them blank. Any number: they
+            are packed into requests by the API's limits, and equal texts are sent
+            once. A text of more than 8,192 tokens is refused by the API; one of
+            more than 1 MiB, which surely has more, is not sent. A NUL character
+            is sent as it is.
+        model: Embedding model; the alias's if None. `embedded.MODEL` is answered
+            in process whatever the alias's key.
+        dimensions: Length of the vectors; see `embedding_space`.
+
+    Returns:
+        ``float32`` array of shape ``(len(texts), dimensions)``, rows of L2 norm 1;
+        of shape ``(0, dimensions)`` for an empty list.
+
+    Raises:
+        InvalidInput: A text cannot be embedded; names its position.
+        InvalidRequest: The service refused a text; names its position.
+        InvalidResponse: The service's answer has no usable vector for a text.
+        AuthenticationFailed: The service refused the key.
+        QuotaExhausted: The account has no credit left.
+        RateLimited: The rate limit was reached; ``retry_after`` says how long.
+        ServiceUnavailable: No answer before the deadline; safe to try again.
+    """
+    private = Private(texts)
+    del texts
+    work = _work_on(private, alias, model, dimensions)
+    work.raise_invalid()
+    _embed(work)
+    return work.matrix()
+
+
+async def aembed(
+    texts: Sequence[str],
+    *,
+    alias: str = "default",
+    model: str | None = None,
+    dimensions: int | None = None,
+) -> np.ndarray:
+    """Return one vector for each text, in the order given; see `embed`."""
+    private = Private(texts)
+    del texts
+    work = _work_on(private, alias, model, dimensions)
+    work.raise_invalid()
+    await _aembed(work)
+    return work.matrix()
+
+
+def embed_outcomes(
+    texts: Sequence[str],
+    *,
+    alias: str = "default",
+    model: str | None = None,
+    dimensions: int | None = None,
+) -> list[np.ndarray | ServiceError]:
+    """Return for each text its vector, or the error that concerns this text only.
+
+    A request that the API refuses is halved until the text at fault stands alone:
+    one bad text of n costs at most ``2 * log2(n) + 2`` calls and no other vector.
+    Arguments as of `embed`.
+
+    Returns:
+        In the order given: a ``float32`` vector of L2 norm 1, or `InvalidInput`,
+        `InvalidRequest`, `InvalidResponse` (``retryable``) or `DimensionMismatch`.
+
+    Raises:
+        ServiceError: What concerns every text: the key, the quota, the rate
+            limit, an unknown model, no answer; as `embed` raises it.
+    """
+    private = Private(texts)
+    del texts
+    work = _work_on(private, alias, model, dimensions)
+    _embed(work)
+    return work.outcomes()
+
+
+def embedding_space(
+    alias: str = "default", model: str | None = None, dimensions: int | None = None
+) -> tuple[str, int]:
+    """Return which model will answer and the length of its vectors; no I/O.
+
+    Args:
+        alias: The service's name in ``DJANGO_SERVICES["OPENAI"]``.
+        model: The alias's ``embedding_model`` if None.
+        dimensions: The alias's ``dimensions`` if None (of its own model only),
+            else the model's own length. Sent to OpenAI's models, which shorten
+            their vectors; of other models it tells the length that they have.
+
+    Raises:
+        InvalidInput: The dimensions are none that the model has.
+        ConfigurationError: The length of this model's vectors is not known.
+    """
+    _check_dimensions(dimensions)
+    if model == embedded.MODEL:
+        return embedded.MODEL, _embedded_dimensions(_configured_dimensions(alias), dimensions)
+    settings = conf.openai(alias)
+    if settings.is_embedded:
+        return embedded.MODEL, _embedded_dimensions(settings.dimensions, dimensions)
+    name = model or settings.embedding_model
+    if dimensions is None and name == settings.embedding_model:
+        dimensions = settings.dimensions
+    dimensions = dimensions or _own_dimensions(name)
+    if dimensions is None:
+        raise ConfigurationError(
+            f"The length of the vectors of model {name!r} is not known. Set "
+            f'DJANGO_SERVICES["OPENAI"]["{alias}"]["DIMENSIONS"] to it.'
+        )
+    return name, dimensions
+
+
+def ping(alias: str = "default") -> None:
+    """Make the cheapest call there is; return if the service answers and takes the key.
+
+    Raises:
+        ServiceError: As `embed` raises it.
+    """
+    import openai
+
+    if _is_embedded(alias, None):
+        embed(["ping"], alias=alias)
+        return
+    try:
+        get_openai_client(alias).models.with_raw_response.list()
+    except openai.OpenAIError as error:
+        fault = error_of(error, alias)
+    else:
+        return
+    raise fault
+
+
+def close(alias: str | None = None) -> None:
+    """Close and drop the clients of one alias, or all; the next use makes new ones."""
+    for clients in _all_clients:
+        clients.close(alias)
+
+
+# Making clients
+
+
+def _build(alias: str) -> openai.OpenAI:
+    return _sync_client(alias, conf.openai(alias))
+
+
+def _build_async(alias: str) -> _LoopClient:
+    return _async_client(alias, conf.openai(alias))
+
+
+def _build_embedded(alias: str) -> openai.OpenAI:
+    return _sync_client(alias, _EMBEDDED_SETTINGS)
+
+
+def _build_async_embedded(alias: str) -> _LoopClient:
+    return _async_client(alias, _EMBEDDED_SETTINGS)
+
+
+def _sync_client(alias: str, settings: conf.OpenAISettings) -> openai.OpenAI:
+    import openai
+
+    from .embedded.transport import EmbeddedTransport
+    from .openai_transport.governor import GovernedTransport
+    from .openai_transport.network import open_transport
+
+    address = _address(settings)
+    wire = (
+        EmbeddedTransport()
+        if settings.is_embedded
+        else open_transport(address, openai.DEFAULT_CONNECTION_LIMITS)
+    )
+    transport = GovernedTransport(wire, _policy(alias, settings))
+    http_client = openai.DefaultHttpx2Client(transport=transport, follow_redirects=False)
+    client = openai.OpenAI(http_client=http_client, **_options(settings))
+    return _without_ambient(client, settings)
+
+
+def _async_client(alias: str, settings: conf.OpenAISettings) -> _LoopClient:
+    import openai
+
+    from .embedded.transport import EmbeddedTransport
+    from .openai_transport.governor import AsyncGovernedTransport
+    from .openai_transport.network import open_async_transport
+
+    address = _address(settings)
+    wire = (
+        EmbeddedTransport()
+        if settings.is_embedded
+        else open_async_transport(address, openai.DEFAULT_CONNECTION_LIMITS)
+    )
+    transport = AsyncGovernedTransport(wire, _policy(alias, settings))
+    http_client = openai.DefaultAsyncHttpx2Client(transport=transport, follow_redirects=False)
+    client = openai.AsyncOpenAI(http_client=http_client, **_options(settings))
+    return _ending_with_loop(_without_ambient(client, settings))
+
+
+#: Nothing connects to this address: the in-process transport takes its place.
+_EMBEDDED_ADDRESS = "http://embedded/v1"
+
+_EMBEDDED_SETTINGS = conf.OpenAISettings(base_url=conf.EMBEDDED_URL)
+
+
+def _address(settings: conf.OpenAISettings) -> str:
+    return _EMBEDDED_ADDRESS if settings.is_embedded else settings.base_url
+
+
+def _policy(alias: str, settings: conf.OpenAISettings) -> Policy:
+    from .openai_transport.governor import Policy
+
+    return Policy(alias=alias, base_url=_address(settings), deadline=settings.deadline)
+
+
+def _options(settings: conf.OpenAISettings) -> dict[str, Any]:
+    import openai
+
+    return {
+        # The SDK insists on a key, where a compatible server needs none.
+        "api_key": settings.api_key or "none",
+        "base_url": _address(settings),
+        "organization": settings.organization,
+        "project": settings.project,
+        "timeout": openai.Timeout(settings.timeout, connect=settings.connect_timeout),
+        "max_retries": 0,  # the transport's task
+    }
+
+
+def _without_ambient(client: Any, settings: conf.OpenAISettings) -> Any:
+    # None at construction would let the SDK read the environment, which only env.py does.
+    client.organization = settings.organization or None
+    client.project = settings.project or None
+    return client
+
+
+@dataclass(frozen=True, slots=True)
+class _LoopClient:
+    """An async client with the loop it belongs to, and what closes it there."""
+
+    client: openai.AsyncOpenAI
+    loop: asyncio.AbstractEventLoop
+    guard: AsyncGenerator[None, None]
+
+
+def _ending_with_loop(client: openai.AsyncOpenAI) -> _LoopClient:
+    """Have the client closed by its loop's end, where its sockets can still be closed.
+
+    A loop that ends finishes the asynchronous generators that were begun in it.
+    """
+    guard = _closing(client)
+    with contextlib.suppress(StopIteration):
+        guard.__anext__().send(None)  # begins it, without a task
+    return _LoopClient(client, asyncio.get_running_loop(), guard)
+
+
+async def _closing(client: openai.AsyncOpenAI) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await client.close()
+
+
+def _close_client(client: openai.OpenAI) -> None:
+    client.close()
+
+
+def _close_loop_client(held: _LoopClient) -> None:
+    if not held.loop.is_closed():
+        asyncio.run_coroutine_threadsafe(held.guard.aclose(), held.loop)
+
+
+# DEBUG decides too: it lets the embedded model stand in where there is no key.
+_SETTINGS = frozenset({"DJANGO_SERVICES", "DEBUG"})
+
+_clients = Managed("OpenAI", _build, _close_client, settings=_SETTINGS)
+_async_clients = ManagedPerLoop(
+    "OpenAI (async)", _build_async, _close_loop_client, settings=_SETTINGS
+)
+# Apart from the alias's own, since `embedded.MODEL` is answered whatever its key.
+_embedded_clients = Managed("embedded OpenAI", _build_embedded, _close_client)
+_async_embedded_clients = ManagedPerLoop(
+    "embedded OpenAI (async)", _build_async_embedded, _close_loop_client
+)
+_all_clients: tuple[Managed[Any], ...] = (
+    _clients,
+    _async_clients,
+    _embedded_clients,
+    _async_embedded_clients,
+)
+
+
+# Which model, of which length
+
+
+def _is_embedded(alias: str, model: str | None) -> bool:
+    return model == embedded.MODEL or conf.openai(alias).is_embedded
+
+
+def _configured_dimensions(alias: str) -> int | None:
+    try:
+        return conf.openai(alias).dimensions
+    except ServiceNotConfigured:
+        return None
+
+
+def _embedded_dimensions(configured: int | None, asked: int | None) -> int:
+    if asked is not None and asked > embedded.DIMENSIONS:
+        raise InvalidInput(
+            f"The embedded model gives vectors of at most {embedded.DIMENSIONS} dimensions, not "
+            f"{asked}. Ask for fewer, or set OPENAI_API_KEY to reach a real model."
+        )
+    # A length set for the real model stands for "as long as can be" here.
+    return asked or min(configured or embedded.DIMENSIONS, embedded.DIMENSIONS)
+
+
+def _own_dimensions(model: str) -> int | None:
+    # Gateways put the provider's name in front: "openai/text-embedding-3-small".
+    return MODEL_DIMENSIONS.get(model.rsplit("/", 1)[-1])
+
+
+def _check_dimensions(dimensions: object) -> None:
+    is_number = isinstance(dimensions, int) and not isinstance(dimensions, bool)
+    if dimensions is not None and not (is_number and dimensions >= 1):  # type: ignore[operator]
+        raise InvalidInput(f"dimensions must be a whole number of 1 or more, not {dimensions!r}.")
+
+
+def _work_on(
+    texts: Private[Sequence[str]], alias: str, model: str | None, dimensions: int | None
+) -> EmbeddingWork:
+    from .openai_transport.work import EmbeddingWork, Target
+
+    name, length = embedding_space(alias, model, dimensions)
+    is_embedded = name == embedded.MODEL
+    # Other servers' models often refuse the parameter, and the model's own length needs none.
+    is_shortened = _own_dimensions(name) not in (None, length)
+    target = Target(
+        alias=alias,
+        # The embedded model refuses, as the API would, a name that it does not answer for.
+        model=model or name,
+        dimensions=length,
+        sends_dimensions=is_embedded or is_shortened,
+        is_embedded=is_embedded,
+    )
+    return EmbeddingWork(texts, target)
+
+
+# Sending
+
+
+def _embed(work: EmbeddingWork) -> None:
+    clients = _embedded_clients if work.target.is_embedded else _clients
+    for request in work.requests():
+        work.take(request, _send(clients.get(work.target.alias), work, request))
+
+
+async def _aembed(work: EmbeddingWork) -> None:
+    clients = _async_embedded_clients if work.target.is_embedded else _async_clients
+    for request in work.requests():
+        client = clients.get(work.target.alias).client
+        work.take(request, await _asend(client, work, request))
+
+
+def _send(client: openai.OpenAI, work: EmbeddingWork, request: range) -> Reading | Refusal:
+    # Returned and not raised: the frames of the SDK hold texts and key.
+    import httpx2
+    import openai
+
+    try:
+        response = client.post("/embeddings", body=work.body(request), cast_to=httpx2.Response)
+    except openai.OpenAIError as error:
+        return _reply_to_error(error, work.target.alias)
+    return _reply_to(response, work.target.alias)
+
+
+async def _asend(
+    client: openai.AsyncOpenAI, work: EmbeddingWork, request: range
+) -> Reading | Refusal:
+    import httpx2
+    import openai
+
+    try:
+        response = await client.post(
+            "/embeddings", body=work.body(request), cast_to=httpx2.Response
+        )
+    except openai.OpenAIError as error:
+        return _reply_to_error(error, work.target.alias)
+    return _reply_to(response, work.target.alias)
+
+
+def _reply_to(response: httpx2.Response, alias: str) -> Reading | Refusal:
+    from .openai_transport.governor import reading_of
+    from .openai_transport.work import Refusal
+
+    # Every embeddings response that is one was read by the transport.
+    return reading_of(response) or Refusal(
+        InvalidResponse(f"OpenAI ({alias}) returned no embeddings. Check OPENAI_BASE_URL."), False
+    )
+
+
+def _reply_to_error(error: openai.OpenAIError, alias: str) -> Reading | Refusal:
+    import openai
+
+    from .openai_transport.governor import reading_of
+    from .openai_transport.work import Refusal
+
+    # A response with some faulty rows is an error to the SDK; its other rows are good.
+    reading = reading_of(error.response) if isinstance(error, openai.APIStatusError) else None
+    return reading or Refusal(error_of(error, alias), is_about_one_text(error))

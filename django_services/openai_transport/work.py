@@ -1,0 +1,166 @@
+"""One call of ``embed()``: which requests are due, and what their replies mean.
+
+Decides and does no I/O, so that the sync and the async verb share all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..exceptions import (
+    DimensionMismatch,
+    InvalidInput,
+    InvalidResponse,
+    ServiceError,
+)
+from ..privacy import Private
+from .texts import collection_fault, plan_requests, sort_out
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .reading import Reading
+
+
+class Refusal(NamedTuple):
+    """A request without vectors."""
+
+    error: ServiceError
+    #: Whether one text alone may be the reason, so that the others are worth another request.
+    is_about_one_text: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a call is sent to, and what is to come back."""
+
+    alias: str
+    model: str
+    #: Length of the vectors to come.
+    dimensions: int
+    #: Whether the request says so, or leaves it to the model.
+    sends_dimensions: bool
+    is_embedded: bool
+
+
+class EmbeddingWork:
+    """One call of a verb: which requests are due, and what their replies mean; no I/O."""
+
+    #: A request of a harmless text: is it the texts that are refused, or any request?
+    PROBE = range(-1, 0)
+
+    def __init__(self, texts: Private[Sequence[str]], target: Target) -> None:
+        import numpy as np
+
+        fault = collection_fault(texts.reveal())
+        if fault:
+            raise InvalidInput(fault)
+        self.target = target
+        self._texts = sort_out(texts)
+        self._vectors = np.zeros((len(self._texts.unique), target.dimensions), np.float32)
+        self._faults: dict[int, ServiceError] = {}
+        self._due = plan_requests(self._texts.unique)[::-1]
+        self._refused_alone = 0
+        self._accepted = 0
+
+    def raise_invalid(self) -> None:
+        """Raise for the first text that is none."""
+        for fault in self._texts.faults.values():
+            raise fault
+
+    def requests(self) -> Iterator[range]:
+        """Yield what to send next; `take` its reply before the next step."""
+        while self._due:
+            yield self._due.pop()
+
+    def body(self, request: range) -> dict[str, Any]:
+        """Return the request's JSON body."""
+        is_probe = request == self.PROBE
+        body: dict[str, Any] = {
+            "input": ["test"] if is_probe else self._texts.unique[request.start : request.stop],
+            "model": self.target.model,
+            "encoding_format": "base64",
+        }
+        if self.target.sends_dimensions:
+            body["dimensions"] = self.target.dimensions
+        return body
+
+    def take(self, request: range, reply: Reading | Refusal) -> None:
+        """Store the reply's vectors or faults; raises what concerns every text."""
+        if isinstance(reply, Refusal):
+            self._take_refusal(request, reply)
+            return
+        self._accepted += len(request)
+        if request != self.PROBE:
+            self._store(request, reply)
+
+    def matrix(self) -> np.ndarray:
+        """Return all vectors in the order given; raises for the first text without."""
+        positions = self._texts.positions
+        for given, position in enumerate(positions):
+            if self._faults and position in self._faults:
+                raise _at(given, self._faults[position])
+        if len(positions) == len(self._vectors):
+            return self._vectors
+        return self._vectors[positions]
+
+    def outcomes(self) -> list[np.ndarray | ServiceError]:
+        """Return each text's vector or its own error, in the order given."""
+        return [
+            self._texts.faults[given]
+            if position is None
+            else self._faults.get(position, self._vectors[position])
+            for given, position in enumerate(self._texts.positions)
+        ]
+
+    def _take_refusal(self, request: range, refusal: Refusal) -> None:
+        if isinstance(refusal.error, InvalidResponse) and request != self.PROBE:
+            self._faults.update(dict.fromkeys(request, refusal.error))
+        elif request == self.PROBE or not refusal.is_about_one_text:
+            raise refusal.error
+        elif len(request) == 1:
+            self._refuse(request.start, refusal.error)
+        else:
+            middle = (request.start + request.stop) // 2
+            self._due += [range(middle, request.stop), range(request.start, middle)]
+
+    def _store(self, request: range, reading: Reading) -> None:
+        if reading.dimensions != self.target.dimensions:
+            reading = self._at_expected_length(request, reading)
+        self._vectors[request.start : request.stop] = reading.vectors
+        for row, fault in reading.faults.items():
+            self._faults[request[row]] = InvalidResponse(
+                f"OpenAI ({self.target.alias}) returned an unusable vector: {fault}. Try again; "
+                "if it stays, use another model or server."
+            )
+
+    def _at_expected_length(self, request: range, reading: Reading) -> Reading:
+        expected = reading.at(self.target.dimensions)
+        # One odd row is that row's fault; where all agree it is the model's length.
+        if len(request) > 1 and len(expected.faults) == len(request):
+            setting = f'DJANGO_SERVICES["OPENAI"]["{self.target.alias}"]["DIMENSIONS"]'
+            raise DimensionMismatch(
+                f"Model {self.target.model!r} returned vectors of {reading.dimensions} dimensions, "
+                f"not {self.target.dimensions}. Set {setting} to {reading.dimensions}, or use "
+                f"another model."
+            )
+        return expected
+
+    def _refuse(self, position: int, error: ServiceError) -> None:
+        self._faults[position] = error
+        self._refused_alone += 1
+        # Were the request itself at fault, halving would go on for every text in vain.
+        if self._refused_alone == 2 and not self._accepted:
+            self._due.append(self.PROBE)
+
+
+def _at(position: int, error: ServiceError) -> ServiceError:
+    return type(error)(
+        f"texts[{position}]: {error}",
+        status=error.status,
+        code=error.code,
+        request_id=error.request_id,
+        retry_after=error.retry_after,
+    )
