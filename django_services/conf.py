@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, wraps
 from types import NoneType
 from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
@@ -222,6 +222,18 @@ def task_backend(alias: str = "default") -> str:
     return str(getattr(settings, "TASKS", {}).get(alias, {}).get("BACKEND", ""))
 
 
+def secrets() -> list[str]:
+    """Return every key and password that is configured, for redaction."""
+    found = [str(entry.get("PASSWORD") or "") for entry in databases().values()]
+    for aliases, read in ((openai_aliases, openai_section), (redis_aliases, redis)):
+        try:
+            sections = [asdict(read(alias)) for alias in aliases()]
+        except ConfigurationError:
+            continue
+        found += [section.get("api_key") or section.get("password", "") for section in sections]
+    return [secret for secret in found if secret]
+
+
 # Reading -----------------------------------------------------------------------------
 
 _SECTIONS = {
@@ -343,8 +355,8 @@ def _require_alias(section: str, alias: str, aliases: list[str], variable: str) 
     if alias not in aliases:
         known = f" Known aliases: {', '.join(sorted(aliases))}." if aliases else ""
         raise ServiceNotConfigured(
-            f'DJANGO_SERVICES["{section}"] has no alias {alias!r}. Set {variable}, or add the '
-            f"alias.{known}"
+            f"{section} {alias!r} is not configured. Set {variable}, or describe it in "
+            f'DJANGO_SERVICES["{section}"]["{alias}"].{known}'
         )
 
 
