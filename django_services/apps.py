@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from django.apps import AppConfig
 
 
@@ -13,11 +11,9 @@ class DjangoServicesConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        # Models must be loaded before these are.
+        # Not at the top: they need the models, which are loaded by now.
+        from . import checks  # noqa: F401  # registers the system checks
         from .embeddings import capture, on_commit
-
-        if find_spec("django_services.checks"):  # until it is there
-            from . import checks  # noqa: F401
 
         capture.connect()
         on_commit.connect()
