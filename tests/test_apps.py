@@ -33,4 +33,4 @@ def test_setup_loads_no_sdk(with_app):
 def test_setup_adds_few_modules(with_app, without_app):
     added = with_app - without_app
 
-    assert len(added) <= MAX_ADDED_MODULES, sorted(added)
+    assert len(added) <= MAX_ADDED_MODULES, "\n".join(sorted(added))
