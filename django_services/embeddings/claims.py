@@ -11,25 +11,14 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-from django.db import connections, transaction
+from django.db import transaction
 
 from .. import conf
 from ..exceptions import ServiceError
 from .declaration import Embeddings
-from .models import Change, Failure, Lease
-
-#: Seconds since the epoch by the server's clock, moving within a transaction.
-CLOCK = {
-    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
-    "postgresql": "extract(epoch from clock_timestamp())",
-}
-
-T = TypeVar("T")
-
-#: Values in one IN list; SQLite's oldest limit is 999 parameters.
-IN_LIST = 900
+from .models import Failure
+from .statements import Statements
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +59,7 @@ def hold(claim: Claim) -> set[str]:
     A key that is missing has passed to another worker: nothing may be written
     for it. Called in the transaction that writes, it also locks out a takeover.
     """
-    _execute(
-        claim.alias,
+    Statements(claim.alias).run(
         "UPDATE {lease} SET expires_at = {clock} + %s WHERE owner = %s AND expires_at > {clock}",
         [conf.embeddings().lease, claim.owner],
     )
@@ -82,8 +70,12 @@ def finish(claim: Claim, keys: Iterable[str]) -> None:
     """Delete the changes taken for these keys, their leases and their failures."""
     keys = list(keys)
     _delete_changes(claim, keys)
-    _delete_by_key(Failure, claim, [key for key in keys if key in claim.attempts])
-    _delete_by_key(Lease, claim, keys)
+    Statements(claim.alias).run_for(
+        'DELETE FROM {failure} WHERE "index" = %s AND source IN {values}',
+        [key for key in keys if key in claim.attempts],
+        [claim.index.label],
+    )
+    _end_leases(claim, keys)
 
 
 def fail(claim: Claim, errors: dict[str, ServiceError]) -> list[str]:
@@ -105,8 +97,7 @@ def fail(claim: Claim, errors: dict[str, ServiceError]) -> list[str]:
         rows.append(
             [claim.index.label, key, attempts, delay, is_last, type(error).__name__, str(error)]
         )
-    _execute_many(
-        claim.alias,
+    Statements(claim.alias).run_each(
         'INSERT INTO {failure} ("index", source, attempts, retry_at, set_aside, error, message) '
         "VALUES (%s, %s, %s, {clock} + %s, %s, %s, %s) "
         'ON CONFLICT ("index", source) DO UPDATE SET attempts = excluded.attempts, '
@@ -115,13 +106,13 @@ def fail(claim: Claim, errors: dict[str, ServiceError]) -> list[str]:
         rows,
     )
     _delete_changes(claim, set_aside)
-    _delete_by_key(Lease, claim, list(errors))
+    _end_leases(claim, list(errors))
     return set_aside
 
 
 def release(claim: Claim) -> None:
     """Give the claim back: its changes stay, and nothing counts as an attempt."""
-    _execute(claim.alias, "DELETE FROM {lease} WHERE owner = %s", [claim.owner])
+    Statements(claim.alias).run("DELETE FROM {lease} WHERE owner = %s", [claim.owner])
 
 
 def retry_failed(index: Embeddings, alias: str) -> int:
@@ -136,24 +127,20 @@ def retry_failed(index: Embeddings, alias: str) -> int:
 
 def append(index: Embeddings, alias: str, keys: Iterable[str]) -> None:
     """Note that these sources may be out of step, as a trigger would."""
-    _execute_many(
-        alias,
+    Statements(alias).run_each(
         'INSERT INTO {change} ("index", source) VALUES (%s, %s)',
         [[index.label, key] for key in keys],
     )
 
 
 def _drop_expired(index: Embeddings, alias: str) -> None:
-    _execute(
-        alias,
-        'DELETE FROM {lease} WHERE "index" = %s AND expires_at <= {clock}',
-        [index.label],
+    Statements(alias).run(
+        'DELETE FROM {lease} WHERE "index" = %s AND expires_at <= {clock}', [index.label]
     )
 
 
 def _free_changes(index: Embeddings, alias: str, limit: int) -> dict[str, list[int]]:
-    found = _execute(
-        alias,
+    found = Statements(alias).run(
         'SELECT c.id, c.source FROM {change} c WHERE c."index" = %s '
         'AND NOT EXISTS (SELECT 1 FROM {lease} l WHERE l."index" = c."index" '
         "AND l.source = c.source) "
@@ -170,8 +157,7 @@ def _free_changes(index: Embeddings, alias: str, limit: int) -> dict[str, list[i
 
 def _lease(index: Embeddings, alias: str, owner: str, keys: Iterable[str]) -> None:
     term = conf.embeddings().lease
-    _execute_many(
-        alias,
+    Statements(alias).run_each(
         'INSERT INTO {lease} ("index", source, owner, expires_at) '
         "VALUES (%s, %s, %s, {clock} + %s) ON CONFLICT DO NOTHING",
         [[index.label, key, owner, term] for key in keys],
@@ -179,61 +165,34 @@ def _lease(index: Embeddings, alias: str, owner: str, keys: Iterable[str]) -> No
 
 
 def _held(alias: str, owner: str) -> set[str]:
-    found = _execute(
-        alias, "SELECT source FROM {lease} WHERE owner = %s AND expires_at > {clock}", [owner]
+    found = Statements(alias).run(
+        "SELECT source FROM {lease} WHERE owner = %s AND expires_at > {clock}", [owner]
     )
     return {key for (key,) in found}
 
 
 def _attempts(index: Embeddings, alias: str, keys: Sequence[str]) -> dict[str, int]:
-    failures = Failure.objects.using(alias).filter(index=index.label)
-    if not failures.exists():
-        return {}
-    attempts: dict[str, int] = {}
-    for part in in_parts(keys):
-        found = failures.filter(source__in=part).values_list("source", "attempts", "set_aside")
-        # A change after it was set aside is a new text: it starts anew.
-        attempts |= {key: 0 if set_aside else count for key, count, set_aside in found}
-    return attempts
+    failures = Statements(alias).run_in(
+        'SELECT source, attempts, set_aside FROM {failure} WHERE "index" = %s '
+        "AND source IN {values}",
+        keys,
+        [index.label],
+    )
+    # A change after it was set aside is a new text: it starts anew.
+    return {key: 0 if set_aside else attempts for key, attempts, set_aside in failures}
 
 
 def _delete_changes(claim: Claim, keys: Iterable[str]) -> None:
-    ids = [change for key in keys for change in claim.changes[key]]
-    for part in in_parts(ids):
-        Change.objects.using(claim.alias).filter(id__in=part).delete()
+    Statements(claim.alias).run_for(
+        "DELETE FROM {change} WHERE id IN {values}",
+        [change for key in keys for change in claim.changes[key]],
+    )
 
 
-def _delete_by_key(model: type[Lease | Failure], claim: Claim, keys: Sequence[str]) -> None:
-    for part in in_parts(keys):
-        rows = model._default_manager.using(claim.alias).filter(
-            index=claim.index.label, source__in=part
-        )
-        (rows.filter(owner=claim.owner) if model is Lease else rows).delete()
-
-
-def in_parts(values: Sequence[T]) -> list[Sequence[T]]:
-    """Return the values in parts that fit an IN list."""
-    return [values[at : at + IN_LIST] for at in range(0, len(values), IN_LIST)]
-
-
-def _execute(alias: str, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-    with connections[alias].cursor() as cursor:
-        cursor.execute(_with_names(alias, sql), parameters)
-        return cursor.fetchall() if cursor.description else []
-
-
-def _execute_many(alias: str, sql: str, rows: list[list[Any]]) -> None:
-    if rows:
-        with connections[alias].cursor() as cursor:
-            cursor.executemany(_with_names(alias, sql), rows)
-
-
-def _with_names(alias: str, sql: str) -> str:
-    connection = connections[alias]
-    quote = connection.ops.quote_name
-    return sql.format(
-        change=quote(Change._meta.db_table),
-        lease=quote(Lease._meta.db_table),
-        failure=quote(Failure._meta.db_table),
-        clock=CLOCK[connection.vendor],
+def _end_leases(claim: Claim, keys: Sequence[str]) -> None:
+    if len(keys) == len(claim.changes):
+        release(claim)
+        return
+    Statements(claim.alias).run_for(
+        "DELETE FROM {lease} WHERE owner = %s AND source IN {values}", keys, [claim.owner]
     )

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from . import claims, spaces
 from .chunking import chunk
 from .declaration import Embeddings
-from .models import Change, Failure, Space
+from .models import Space
 from .sources import Keys, existing_keys, pages_of_keys, read_texts
+from .statements import Statements
 from .sync import stored_chunks
 
 PAGE = 500  # sources
@@ -56,11 +57,15 @@ def reconcile(
 
 
 def _unnoted(index: Embeddings, alias: str, keys: list[str]) -> list[str]:
-    noted: set[str] = set()
-    for table in (Change, Failure):
-        for part in claims.in_parts(keys):
-            rows = table._default_manager.using(alias).filter(index=index.label, source__in=part)
-            noted.update(rows.values_list("source", flat=True))
+    noted = {
+        key
+        for table in ("change", "failure")
+        for (key,) in Statements(alias).run_in(
+            f'SELECT source FROM {{{table}}} WHERE "index" = %s AND source IN {{values}}',
+            keys,
+            [index.label],
+        )
+    }
     return [key for key in keys if key not in noted]
 
 

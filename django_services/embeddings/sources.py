@@ -16,6 +16,7 @@ from django.db.models import Q
 from ..exceptions import InvalidInput, ServiceError
 from .chunking import CONTEXT_LIMIT, SourceText
 from .declaration import Embeddings
+from .statements import Statements
 
 #: Joins the values of a multi-valued lookup, such as the names of an article's tags.
 VALUES_SEPARATOR = ", "
@@ -48,6 +49,10 @@ class Keys:
     def to_values(self, keys: Iterable[str]) -> list[Any]:
         return [value for value in map(self.to_value, keys) if value is not None]
 
+    def to_stored(self, keys: Iterable[str]) -> list[Any]:
+        """Return the keys as parameters of plain SQL; ``str`` takes them back to keys."""
+        return self.to_values(keys) if self._is_number else list(keys)
+
 
 def rows(index: Embeddings, alias: str) -> models.QuerySet[Any]:
     """Return every row of the declaring model, whatever its managers hide."""
@@ -61,9 +66,10 @@ def embedded_rows(index: Embeddings, alias: str) -> models.QuerySet[Any]:
 
 def existing_keys(index: Embeddings, alias: str, keys: Sequence[str]) -> set[str]:
     """Return those of the keys whose row exists."""
-    translate = Keys(index, alias)
-    found = rows(index, alias).filter(pk__in=translate.to_values(keys))
-    return {translate.to_text(pk) for pk in found.values_list("pk", flat=True)}
+    found = Statements(alias, index).run_in(
+        "SELECT {key} FROM {source} WHERE {pk} IN {values}", Keys(index, alias).to_stored(keys)
+    )
+    return {key for (key,) in found}
 
 
 def pages_of_keys(index: Embeddings, alias: str, size: int) -> Iterator[list[str]]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from django.db import connections, transaction
+from django.db import transaction
 from django.utils import timezone
 
 from .. import conf, embedded, openai_service
 from .declaration import Embeddings
 from .models import Change, Space
+from .statements import Statements
 
 logger = logging.getLogger(__name__)
 
@@ -112,18 +113,19 @@ def activate_if_built(index: Embeddings, alias: str) -> Space | None:
 
 def enqueue_every(index: Embeddings, alias: str) -> int:
     """Note every source as changed; returns the id of the last note."""
-    _execute(alias, index, 'INSERT INTO {change} ("index", source) SELECT %s, {key} FROM {table}')
+    Statements(alias, index).run(
+        'INSERT INTO {change} ("index", source) SELECT %s, {key} FROM {source}', [index.label]
+    )
     last = Change.objects.using(alias).order_by("-id").values_list("id", flat=True).first()
     return last or 0
 
 
 def enqueue_unnoted(index: Embeddings, alias: str) -> None:
     """Note every source as changed that has no note yet."""
-    _execute(
-        alias,
-        index,
-        'INSERT INTO {change} ("index", source) SELECT %s, {key} FROM {table} WHERE {key} NOT IN '
+    Statements(alias, index).run(
+        'INSERT INTO {change} ("index", source) SELECT %s, {key} FROM {source} WHERE {key} NOT IN '
         '(SELECT source FROM {change} WHERE "index" = %s)',
+        [index.label, index.label],
     )
 
 
@@ -141,15 +143,3 @@ def _retire_unfinished(index: Embeddings, alias: str, wanted: Space) -> None:
 def _remove_chunks(index: Embeddings, alias: str, spaces: object) -> None:
     """Collect garbage: the space retired last is kept for the way back."""
     index.chunk_model._default_manager.using(alias).filter(space__in=spaces).delete()
-
-
-def _execute(alias: str, index: Embeddings, sql: str) -> None:
-    quote = connections[alias].ops.quote_name
-    options = index.model._meta
-    statement = sql.format(
-        change=quote(Change._meta.db_table),
-        table=quote(options.db_table),
-        key=f"CAST({quote(options.pk.column)} AS TEXT)",
-    )
-    with connections[alias].cursor() as cursor:
-        cursor.execute(statement, [index.label] * sql.count("%s"))

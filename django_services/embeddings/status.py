@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from django.db import connections
-
 from . import spaces
 from .declaration import Embeddings, indexes_on
-from .models import Change, Failure, Space
-from .sources import rows
+from .models import Change, Space
+from .statements import Statements
+
+# Notes of rows that are gone count for no source: the next sync takes them away.
+_WAITING = (
+    'SELECT COUNT(*) FROM {source} WHERE {key} IN (SELECT source FROM {change} WHERE "index" = %s)'
+)
+_FAILED = (
+    "SELECT COUNT(*) FROM {source} WHERE {key} IN "
+    '(SELECT source FROM {failure} WHERE "index" = %s AND set_aside) '
+    'AND {key} NOT IN (SELECT source FROM {change} WHERE "index" = %s)'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +56,10 @@ def pending(index: Embeddings, alias: str) -> int:
 
 
 def _status(index: Embeddings, alias: str) -> IndexStatus:
-    sources = rows(index, alias).count()
-    waiting = _existing(Change, index, alias)
-    failed = _existing(
-        Failure,
-        index,
-        alias,
-        "AND noted.set_aside AND NOT EXISTS (SELECT 1 FROM "
-        '{change} c WHERE c."index" = noted."index" AND c.source = noted.source)',
-    )
+    statements = Statements(alias, index)
+    ((sources,),) = statements.run("SELECT COUNT(*) FROM {source}")
+    ((waiting,),) = statements.run(_WAITING, [index.label])
+    ((failed,),) = statements.run(_FAILED, [index.label, index.label])
     space = spaces.active(index, alias)
     building = Space.objects.using(alias).filter(index=index.label, state=Space.State.BUILDING)
     chunks = index.chunk_model._default_manager.using(alias).filter(space=space)
@@ -72,23 +75,3 @@ def _status(index: Embeddings, alias: str) -> IndexStatus:
         dimensions=space.dimensions if space else None,
         building=building.values_list("model", flat=True).first(),
     )
-
-
-def _existing(
-    noted: type[Change | Failure], index: Embeddings, alias: str, condition: str = ""
-) -> int:
-    """Count the existing sources that a table notes."""
-    quote = connections[alias].ops.quote_name
-    options = index.model._meta
-    sql = (
-        "SELECT COUNT(*) FROM {table} source WHERE CAST(source.{key} AS TEXT) IN "
-        '(SELECT noted.source FROM {noted} noted WHERE noted."index" = %s ' + condition + ")"
-    ).format(
-        table=quote(options.db_table),
-        key=quote(options.pk.column),
-        noted=quote(noted._meta.db_table),
-        change=quote(Change._meta.db_table),
-    )
-    with connections[alias].cursor() as cursor:
-        cursor.execute(sql, [index.label])
-        return int(cursor.fetchone()[0])

@@ -21,10 +21,11 @@ from ..privacy import Texts
 from ..signals import embeddings_synced
 from . import capture, claims, spaces
 from .chunking import Piece, SourceText, chunk
-from .claims import Claim, in_parts
+from .claims import Claim
 from .declaration import Embeddings, indexes_on
 from .models import Space
 from .sources import Keys, existing_keys, read_texts
+from .statements import Statements
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,15 +201,15 @@ def stored_chunks(
     index: Embeddings, alias: str, space: Space, keys: Sequence[str]
 ) -> dict[str, dict[int, StoredChunk]]:
     """Return the chunks that a space holds of these sources: by key and number."""
-    translate = Keys(index, alias)
     found: dict[str, dict[int, StoredChunk]] = defaultdict(dict)
-    rows = index.chunk_model._default_manager.using(alias).filter(space=space)
-    for part in in_parts(translate.to_values(keys)):
-        for source, number, pk, start, end, content_hash in rows.filter(
-            source__in=part
-        ).values_list("source_id", "number", "id", "start", "end", "content_hash"):
-            key = translate.to_text(source)
-            found[key][number] = (pk, start, end, bytes(content_hash))
+    rows = Statements(alias, index).run_in(
+        'SELECT source_id, number, id, start, "end", content_hash FROM {chunk} '
+        "WHERE space_id = %s AND source_id IN {values}",
+        Keys(index, alias).to_stored(keys),
+        [space.pk],
+    )
+    for source, number, chunk_id, start, end, content_hash in rows:
+        found[str(source)][number] = (chunk_id, start, end, bytes(content_hash))
     return found
 
 
@@ -249,18 +250,16 @@ def _embed(
 
 def _stored_vectors(
     index: Embeddings, alias: str, space: Space, hashes: Sequence[bytes]
-) -> dict[bytes, bytes]:
+) -> dict[bytes, Any]:
     """Return the vectors that equal texts already have, whatever their source."""
-    field = index.chunk_model._meta.get_field("vector")
-    connection = connections[alias]
-    found: dict[bytes, bytes] = {}
-    rows = index.chunk_model._default_manager.using(alias).filter(space__in=spaces.alike(space))
-    for part in in_parts(hashes):
-        for content_hash, vector in rows.filter(content_hash__in=part).values_list(
-            "content_hash", "vector"
-        ):
-            found[bytes(content_hash)] = field.get_db_prep_value(vector, connection)
-    return found
+    alike = spaces.alike(space)
+    found = Statements(alias, index).run_in(
+        "SELECT content_hash, vector FROM {chunk} "
+        f"WHERE space_id IN ({', '.join(['%s'] * len(alike))}) AND content_hash IN {{values}}",
+        hashes,
+        alike,
+    )
+    return {bytes(content_hash): vector for content_hash, vector in found}
 
 
 def _store(claim: Claim, diffs: list[Diff], errors: dict[str, ServiceError]) -> Report:
@@ -287,25 +286,18 @@ def _store(claim: Claim, diffs: list[Diff], errors: dict[str, ServiceError]) -> 
 def _remove(claim: Claim, diff: Diff, keys: Iterable[str]) -> int:
     keys = set(keys)
     ids = [chunk_id for key, chunk_id in diff.stale if key in keys]
-    chunks = claim.index.chunk_model._default_manager.using(claim.alias)
-    for part in in_parts(ids):
-        chunks.filter(id__in=part).delete()
+    statements = Statements(claim.alias, claim.index)
+    statements.run_for("DELETE FROM {chunk} WHERE id IN {values}", ids)
     return len(ids)
-
-
-_COLUMNS = ("source", "space", "number", "start", "end", "text", "context", "content_hash")
 
 
 def _insert(claim: Claim, diff: Diff, pieces: Sequence[tuple[str, Piece]]) -> None:
     if not pieces:
         return
-    translate = Keys(claim.index, claim.alias)
-    connection = connections[claim.alias]
-    options = claim.index.chunk_model._meta
-    to_source = options.get_field("source").get_db_prep_value
+    to_stored = Keys(claim.index, claim.alias).to_stored
     rows = [
         (
-            to_source(translate.to_value(key), connection),
+            *to_stored([key]),
             diff.space.pk,
             piece.number,
             piece.start,
@@ -317,14 +309,12 @@ def _insert(claim: Claim, diff: Diff, pieces: Sequence[tuple[str, Piece]]) -> No
         )
         for key, piece in pieces
     ]
-    quote = connection.ops.quote_name
-    columns = ", ".join(quote(options.get_field(name).column) for name in (*_COLUMNS, "vector"))
-    places = ", ".join(["%s"] * (len(_COLUMNS) + 1))
-    with connection.cursor() as cursor:
-        # Many times faster than bulk_create, which makes an instance of each row.
-        cursor.executemany(
-            f"INSERT INTO {quote(options.db_table)} ({columns}) VALUES ({places})", rows
-        )
+    # Many times faster than bulk_create, which makes an instance of each row.
+    Statements(claim.alias, claim.index).run_each(
+        'INSERT INTO {chunk} (source_id, space_id, number, start, "end", text, context, '
+        "content_hash, vector) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        rows,
+    )
 
 
 def databases() -> list[str]:

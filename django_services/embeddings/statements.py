@@ -1,0 +1,86 @@
+"""Plain SQL on the tables of stored embeddings.
+
+For what the ORM cannot say, such as the database's clock, and for long lists of
+keys, of which it would prepare every value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from django.db import connections, models
+
+from .declaration import Embeddings
+from .models import Change, Failure, Lease, Space
+
+#: Seconds since the epoch by the server's clock, moving within a transaction.
+CLOCK = {
+    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+    "postgresql": "extract(epoch from clock_timestamp())",
+}
+
+#: Values in one IN list; SQLite's oldest limit is 999 parameters.
+IN_LIST = 900
+
+
+class Statements:
+    """Runs SQL on a database; names in braces stand for quoted names.
+
+    ``{change}``, ``{lease}``, ``{failure}`` and ``{space}`` are tables, ``{clock}``
+    is the time. Of a declaration, ``{source}`` is its model's table, ``{pk}`` that
+    table's key, ``{key}`` the key as text, and ``{chunk}`` the table of chunks.
+    """
+
+    def __init__(self, alias: str, index: Embeddings | None = None) -> None:
+        self.connection = connections[alias]
+        self._names = {
+            "change": self._quoted(Change),
+            "lease": self._quoted(Lease),
+            "failure": self._quoted(Failure),
+            "space": self._quoted(Space),
+            "clock": CLOCK[self.connection.vendor],
+        }
+        if index is not None:
+            pk = self.connection.ops.quote_name(index.model._meta.pk.column)
+            self._names |= {
+                "source": self._quoted(index.model),
+                "pk": pk,
+                "key": f"CAST({pk} AS TEXT)",
+                "chunk": self._quoted(index.chunk_model),
+            }
+
+    def run(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run a statement and return its rows, none where it has none."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql.format_map(self._names), parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def run_each(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run a statement once for each row of parameters."""
+        if rows:
+            with self.connection.cursor() as cursor:
+                cursor.executemany(sql.format_map(self._names), rows)
+
+    def run_in(
+        self, sql: str, values: Sequence[Any], parameters: Sequence[Any] = ()
+    ) -> Iterator[tuple[Any, ...]]:
+        """Run a statement for many values and yield its rows.
+
+        Args:
+            sql: Its last parameters are the list: ``… AND id IN {values}``.
+            values: As the database takes them.
+            parameters: Those before the list.
+        """
+        for at in range(0, len(values), IN_LIST):
+            part = values[at : at + IN_LIST]
+            places = f"({', '.join(['%s'] * len(part))})"
+            yield from self.run(sql.replace("{values}", places), [*parameters, *part])
+
+    def run_for(self, sql: str, values: Iterable[Any], parameters: Sequence[Any] = ()) -> None:
+        """Run a statement without rows for many values, as `run_in` does."""
+        for _ in self.run_in(sql, list(values), parameters):
+            pass
+
+    def _quoted(self, model: type[models.Model]) -> str:
+        return self.connection.ops.quote_name(model._meta.db_table)
