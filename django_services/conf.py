@@ -82,7 +82,7 @@ class EmbeddingsSettings:
     inline_limit: int = 100  # sources embedded after one commit
     chunk_size: int = 1_000  # characters
     chunk_overlap: int = 100  # characters
-    batch_size: int = 500  # sources claimed at once
+    batch_size: int = 1_000  # sources claimed at once
     lease: float = 300.0  # seconds, that a worker may hold a source
     max_attempts: int = 5  # before a source is set aside
     retry_delay: float = 30.0  # seconds before the second attempt; doubles

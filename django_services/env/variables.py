@@ -149,7 +149,7 @@ VARIABLES = (
         "What a chunk repeats of the one before.",
         count_or_zero,
     ),
-    _embed("BATCH_SIZE", "500", "rows", "The most that a worker takes at once.", count),
+    _embed("BATCH_SIZE", "1000", "rows", "The most that a worker takes at once.", count),
     _embed(
         "LEASE",
         "300",
