@@ -64,6 +64,15 @@ class Diff:
     embedded: set[bytes] = field(default_factory=set)  # hashes whose vector is new
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a claim came to: the vectors found, and what failed, by key."""
+
+    claim: Claim
+    diffs: list[Diff]
+    errors: dict[str, ServiceError]
+
+
 def sync(
     indexes: Sequence[Embeddings] | None = None,
     *,
@@ -111,12 +120,7 @@ def sync_batch(index: Embeddings, alias: str, *, limit: int) -> Report | None:
     if claim is None:
         return None
     with _given_back_on_error(claim):
-        texts = read_texts(index, alias, claim.keys)
-        wanted, errors = _cut(index, claim.keys, texts)
-        diffs = _differences(index, alias, wanted)
-        for diff in diffs:
-            errors |= _find_vectors(index, alias, diff)
-        report = _store(claim, diffs, errors)
+        report = store(work_out(claim))
     embeddings_synced.send(
         sender=Embeddings,
         index=index.label,
@@ -125,6 +129,37 @@ def sync_batch(index: Embeddings, alias: str, *, limit: int) -> Report | None:
         removed=report.removed,
         failed=report.failed,
     )
+    return report
+
+
+def work_out(claim: Claim) -> Work:
+    """Read, cut and embed what was claimed; holds no transaction during the call."""
+    texts = read_texts(claim.index, claim.alias, claim.keys)
+    wanted, errors = _cut(claim.index, claim.keys, texts)
+    diffs = _differences(claim.index, claim.alias, wanted)
+    for diff in diffs:
+        errors |= _find_vectors(claim.index, claim.alias, diff)
+    return Work(claim, diffs, errors)
+
+
+def store(work: Work) -> Report:
+    """Write what was worked out, for the sources that are still the claim's own."""
+    claim = work.claim
+    report = Report(sources=len(claim.changes))
+    with transaction.atomic(using=claim.alias):
+        mine = claims.hold(claim)
+        failed = {key: error for key, error in work.errors.items() if key in mine}
+        set_aside = set(claims.fail(claim, failed))
+        done = mine - failed.keys()
+        # A source that was deleted during the call must not come back.
+        existing = existing_keys(claim.index, claim.alias, list(done))
+        for diff in work.diffs:
+            # A text that is set aside must not be found by what it said before.
+            report.removed += _remove(claim, diff, done | set_aside)
+            report.stored += _insert(claim, diff, existing)
+            report.embedded += len(diff.embedded)
+        report.failed = len(failed)
+        claims.finish(claim, done)
     return report
 
 
@@ -262,27 +297,6 @@ def _stored_vectors(
     return {bytes(content_hash): vector for content_hash, vector in found}
 
 
-def _store(claim: Claim, diffs: list[Diff], errors: dict[str, ServiceError]) -> Report:
-    """Write what was worked out, for the sources that are still the claim's own."""
-    with transaction.atomic(using=claim.alias):
-        mine = claims.hold(claim)
-        failed = {key: error for key, error in errors.items() if key in mine}
-        set_aside = set(claims.fail(claim, failed))
-        done = mine - failed.keys()
-        # A source that was deleted during the call must not come back.
-        existing = existing_keys(claim.index, claim.alias, list(done)) if done else set()
-        report = Report(sources=len(claim.keys), failed=len(failed))
-        for diff in diffs:
-            # A text that is set aside must not be found by what it said before.
-            report.removed += _remove(claim, diff, done | set_aside)
-            inserted = [(key, piece) for key, piece in diff.missing if key in existing]
-            _insert(claim, diff, inserted)
-            report.embedded += len(diff.embedded)
-            report.stored += len(inserted)
-        claims.finish(claim, done)
-    return report
-
-
 def _remove(claim: Claim, diff: Diff, keys: Iterable[str]) -> int:
     keys = set(keys)
     ids = [chunk_id for key, chunk_id in diff.stale if key in keys]
@@ -291,9 +305,7 @@ def _remove(claim: Claim, diff: Diff, keys: Iterable[str]) -> int:
     return len(ids)
 
 
-def _insert(claim: Claim, diff: Diff, pieces: Sequence[tuple[str, Piece]]) -> None:
-    if not pieces:
-        return
+def _insert(claim: Claim, diff: Diff, keys: set[str]) -> int:
     to_stored = Keys(claim.index, claim.alias).to_stored
     rows = [
         (
@@ -307,7 +319,8 @@ def _insert(claim: Claim, diff: Diff, pieces: Sequence[tuple[str, Piece]]) -> No
             piece.content_hash,
             diff.vectors[piece.content_hash],
         )
-        for key, piece in pieces
+        for key, piece in diff.missing
+        if key in keys
     ]
     # Many times faster than bulk_create, which makes an instance of each row.
     Statements(claim.alias, claim.index).run_each(
@@ -315,6 +328,7 @@ def _insert(claim: Claim, diff: Diff, pieces: Sequence[tuple[str, Piece]]) -> No
         "content_hash, vector) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
         rows,
     )
+    return len(rows)
 
 
 def databases() -> list[str]:
