@@ -8,6 +8,7 @@ call has left. Imported when a client is built, since it loads httpx2.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ssl
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,9 @@ _deadline: ContextVar[Deadline | None] = ContextVar("django_services_openai_dead
 
 def open_transport(base_url: str, limits: httpx2.Limits) -> httpx2.HTTPTransport:
     """Return a transport whose every socket operation ends by `until`'s deadline."""
-    transport = httpx2.HTTPTransport(limits=limits, proxy=proxy_for(base_url))
+    transport = httpx2.HTTPTransport(
+        verify=_tls_context(), limits=limits, proxy=proxy_for(base_url)
+    )
     # httpx2 passes no backend of ours to its pool; a test holds the attribute in place.
     pool = transport._pool
     pool._network_backend = _BoundedBackend(pool._network_backend)
@@ -35,7 +38,9 @@ def open_transport(base_url: str, limits: httpx2.Limits) -> httpx2.HTTPTransport
 
 def open_async_transport(base_url: str, limits: httpx2.Limits) -> httpx2.AsyncHTTPTransport:
     """Return a transport for an event loop, whose timeouts bound it exactly."""
-    return httpx2.AsyncHTTPTransport(limits=limits, proxy=proxy_for(base_url))
+    return httpx2.AsyncHTTPTransport(
+        verify=_tls_context(), limits=limits, proxy=proxy_for(base_url)
+    )
 
 
 def proxy_for(base_url: str) -> str | None:
@@ -58,6 +63,13 @@ def until(deadline: Deadline) -> Iterator[None]:
         yield
     finally:
         _deadline.reset(token)
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    # Reading the certificates costs more than all else in a client, of which each event
+    # loop has its own.
+    return httpx2.create_ssl_context()
 
 
 def _bounded(timeout: float | None, expired: type[Exception]) -> float | None:

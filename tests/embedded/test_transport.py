@@ -132,9 +132,7 @@ def test_the_async_client_is_answered_alike(client, given):
 
 def test_a_long_request_does_not_hold_up_the_event_loop(monkeypatch):
     threads: list[object] = []
-    monkeypatch.setattr(
-        asyncio, "to_thread", lambda call, request: _noting(threads, call, request)
-    )
+    monkeypatch.setattr(asyncio, "to_thread", lambda call, request: _noting(threads, call, request))
     body = b'{"model": "text-embedding-3-small", "input": "%s"}' % (b"x " * transport.INLINE_BYTES)
     request = httpx2.Request("POST", f"{BASE_URL}/embeddings", content=body)
 
