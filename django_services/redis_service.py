@@ -8,7 +8,10 @@ command uses it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import conf
@@ -38,9 +41,12 @@ def get_redis_client(alias: str = "default") -> redis.Redis:
 def get_async_redis_client(alias: str = "default") -> redis.asyncio.Redis:
     """Return the running event loop's client of an alias, as `get_redis_client`.
 
-    Await `aclose` before the loop ends.
+    It is closed when its loop ends.
+
+    Raises:
+        RuntimeError: No event loop runs in this thread.
     """
-    return _async_clients.get(alias)
+    return _async_clients.get(alias).client
 
 
 def ping(alias: str = "default") -> None:
@@ -90,15 +96,9 @@ def version(alias: str = "default") -> str:
 
 
 def close(alias: str | None = None) -> None:
-    """Close the client of one alias, or of all; the next use makes a new one."""
+    """Close the clients of one alias, or of all; the next use makes new ones."""
     _clients.close(alias)
-
-
-async def aclose(alias: str = "default") -> None:
-    """Close the running event loop's client of an alias."""
-    if _async_clients.is_open(alias):
-        await get_async_redis_client(alias).aclose()
-        _async_clients.close(alias)
+    _async_clients.close(alias)
 
 
 def _build(alias: str) -> redis.Redis:
@@ -109,12 +109,12 @@ def _build(alias: str) -> redis.Redis:
     return redis.Redis.from_pool(pool)
 
 
-def _build_async(alias: str) -> redis.asyncio.Redis:
+def _build_async(alias: str) -> _LoopClient:
     import redis.asyncio
 
     settings = conf.redis(alias)
     pool = redis.asyncio.BlockingConnectionPool.from_url(settings.url, **_options(settings))
-    return redis.asyncio.Redis.from_pool(pool)
+    return _ending_with_loop(redis.asyncio.Redis.from_pool(pool))
 
 
 def _options(settings: conf.RedisSettings) -> dict[str, Any]:
@@ -141,12 +141,36 @@ def _options(settings: conf.RedisSettings) -> dict[str, Any]:
     return options
 
 
-def _cut(client: redis.asyncio.Redis) -> None:
-    """End an async client's connections without its loop, which may be closed already."""
-    pool = client.connection_pool
-    for connection in (*pool._available_connections, *pool._in_use_connections):
-        with contextlib.suppress(RuntimeError):
-            connection._close()
+@dataclass(frozen=True, slots=True)
+class _LoopClient:
+    """An async client with the loop it belongs to, and what closes it there."""
+
+    client: redis.asyncio.Redis
+    loop: asyncio.AbstractEventLoop
+    guard: AsyncGenerator[None, None]
+
+
+def _ending_with_loop(client: redis.asyncio.Redis) -> _LoopClient:
+    """Have the client closed by its loop's end, where its sockets can still be closed.
+
+    A loop that ends finishes the asynchronous generators that were begun in it.
+    """
+    guard = _closing(client)
+    with contextlib.suppress(StopIteration):
+        guard.__anext__().send(None)  # begins it, without a task
+    return _LoopClient(client, asyncio.get_running_loop(), guard)
+
+
+async def _closing(client: redis.asyncio.Redis) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await client.aclose()
+
+
+def _close_loop_client(held: _LoopClient) -> None:
+    if held.loop.is_running():
+        asyncio.run_coroutine_threadsafe(held.guard.aclose(), held.loop)
 
 
 def _raise(error: Exception, alias: str) -> NoReturn:
@@ -165,6 +189,6 @@ def _raise(error: Exception, alias: str) -> NoReturn:
 _clients: Managed[redis.Redis] = Managed(
     "redis", _build, lambda client: client.close(), settings=_SETTINGS
 )
-_async_clients: ManagedPerLoop[redis.asyncio.Redis] = ManagedPerLoop(
-    "redis (async)", _build_async, _cut, settings=_SETTINGS
+_async_clients: ManagedPerLoop[_LoopClient] = ManagedPerLoop(
+    "redis (async)", _build_async, _close_loop_client, settings=_SETTINGS
 )
