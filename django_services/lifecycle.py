@@ -118,7 +118,8 @@ class ManagedPerLoop(Managed[C]):
         return str(key[0])
 
     def _drop_ended_loops(self) -> None:
-        if all(key[1].is_running_or_open for key in self._clients):  # type: ignore[index]
+        # A copy: another thread's loop may get its first client meanwhile.
+        if all(key[1].is_running_or_open for key in list(self._clients)):  # type: ignore[index]
             return
         with self._lock:
             for key in [key for key in self._clients if not key[1].is_running_or_open]:  # type: ignore[index]
