@@ -9,17 +9,34 @@ they cannot have seen.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Protocol
+
 from django.apps import apps
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.signals import post_migrate, pre_migrate
 
-from ..declaration import indexes_on
+from ..declaration import Embeddings, indexes_on
 from . import migrate, sqlite
 from .backlog import enqueue_all, forget_gone
 from .mend import repeat_without_broken_triggers, wrap_connections
 
+
+class Vendor(Protocol):
+    """What a vendor's module does; the functions below say it."""
+
+    def install(
+        self, connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]
+    ) -> list[str]: ...
+    def uninstall(self, connection: BaseDatabaseWrapper) -> int: ...
+    def missing(
+        self, connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]
+    ) -> list[str]: ...
+
+
 #: Vendors whose databases can capture changes, and how.
-CAPTURE = {"sqlite": sqlite}
+CAPTURE: dict[str, Vendor] = {"sqlite": sqlite}
 
 
 def connect() -> None:

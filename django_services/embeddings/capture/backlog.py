@@ -6,6 +6,7 @@ from django.db import connections, models, transaction
 
 from ..declaration import Embeddings
 from ..models import Change, Failure
+from .watch import column
 
 
 def enqueue_all(index: Embeddings, alias: str) -> int:
@@ -19,19 +20,18 @@ def enqueue_all(index: Embeddings, alias: str) -> int:
     """
     with transaction.atomic(alias):
         forget_gone(index, alias)
-        table, key = _source(index, alias)
+        table, key = _names(index.model, alias, None)
         change, label, source = _names(Change, alias, "index", "source")
         return _execute(
             alias,
-            f"INSERT INTO {change} ({label}, {source}) "
-            f"SELECT %s, CAST({key} AS TEXT) FROM {table}",
+            f"INSERT INTO {change} ({label}, {source}) SELECT %s, CAST({key} AS TEXT) FROM {table}",
             index,
         )
 
 
 def forget_gone(index: Embeddings, alias: str) -> None:
     """Remove the chunks, notes and failures of sources that are no longer there."""
-    table, key = _source(index, alias)
+    table, key = _names(index.model, alias, None)
     chunk, chunk_source = _names(index.chunk_model, alias, "source")
     with transaction.atomic(alias):
         _execute(
@@ -48,16 +48,10 @@ def forget_gone(index: Embeddings, alias: str) -> None:
             )
 
 
-def _source(index: Embeddings, alias: str) -> list[str]:
-    return _names(index.model, alias, index.model._meta.pk.name)
-
-
-def _names(model: type[models.Model], alias: str, *fields: str) -> list[str]:
-    """Return the quoted names of a model's table and of columns."""
+def _names(model: type[models.Model], alias: str, *fields: str | None) -> list[str]:
+    """Return the quoted names of a model's table and of columns; None is its key."""
     quote = connections[alias].ops.quote_name
-    options = model._meta
-    names = [options.db_table, *(options.get_field(field).column for field in fields)]
-    return [quote(name) for name in names]
+    return [quote(model._meta.db_table), *(quote(column(model, field)) for field in fields)]
 
 
 def _execute(alias: str, sql: str, index: Embeddings | None = None) -> int:

@@ -49,7 +49,7 @@ def wrap_connections(wrapper: ExecuteWrapper, *, vendor: str | None = None) -> N
         # At the front: `connection.execute_wrapper` takes its own from the end.
         connection.execute_wrappers.insert(0, wrapper)
 
-    uid = f"{wrapper.__module__}.{wrapper.__qualname__}"  # type: ignore[attr-defined]
+    uid = f"{wrapper.__module__}.{wrapper.__qualname__}"
     connection_created.connect(wrap, weak=False, dispatch_uid=uid)
     for connection in connections.all(initialized_only=True):
         wrap(connection)

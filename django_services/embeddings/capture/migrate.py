@@ -94,9 +94,7 @@ class Absence:
 _absences: dict[str, Absence] = {}
 
 
-def before(
-    *, using: str, plan: Iterable[tuple[Migration, bool]] | None = None, **_: Any
-) -> None:
+def before(*, using: str, plan: Iterable[tuple[Migration, bool]] | None = None, **_: Any) -> None:
     """Drop the triggers that the plan's table rebuilds would meet (`pre_migrate`)."""
     connection = connections[using]
     plan = list(plan or ())

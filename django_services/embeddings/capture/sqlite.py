@@ -18,15 +18,15 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..declaration import Embeddings
 from ..models import Change, ChunkChange, Failure, Space
-from .watch import Join, Watch, watches
+from .watch import Join, Watch, column, watches
 
 logger = logging.getLogger(__name__)
 
 #: Every trigger of this package is known by it, also when its declaration is gone.
 PREFIX = "django_services_"
 
-#: In ChunkChange: any chunk of the space may have changed.
-ANY_CHUNK = 0
+#: The first row of a log that was begun anew stands for none.
+NO_CHUNK = 0
 
 #: Which images of a row an event has.
 IMAGES = {"INSERT": ("NEW",), "UPDATE": ("OLD", "NEW"), "DELETE": ("OLD",)}
@@ -73,7 +73,7 @@ def install(connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]) -> l
             cursor.execute(f"DROP TRIGGER IF EXISTS {_quoted(name)}")
         for trigger in difference.created:
             cursor.execute(trigger.sql)
-        _distrust_chunk_logs(cursor, difference.created)
+        _restart_chunk_logs(cursor, difference.created)
     _log_unfit(connection.alias, difference.unfit)
     return _labels(difference.created)
 
@@ -94,7 +94,8 @@ def existing(connection: BaseDatabaseWrapper) -> dict[str, str]:
     """Return the SQL of every trigger of this package that the database holds, by name."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND substr(name, 1, %s) = %s",
+            "SELECT name, sql FROM sqlite_master "
+            "WHERE type = 'trigger' AND substr(name, 1, %s) = %s",
             [len(PREFIX), PREFIX],
         )
         return dict(cursor.fetchall())
@@ -156,7 +157,7 @@ class _Writer:
         self.index = index
         self.quote = connection.ops.quote_name
         self.label = "'" + index.label.replace("'", "''") + "'"
-        self.key = index.model._meta.pk.column
+        self.key = column(index.model)
         self.table = index.model._meta.db_table
 
     # -- the source's own table ------------------------------------------
@@ -184,7 +185,8 @@ class _Writer:
         chunk, failure = self.index.chunk_model, Failure
         return (
             f"DELETE FROM {self._name(chunk)} WHERE {self._name(chunk, 'source')} = {key}; "
-            f"DELETE FROM {self._name(failure)} WHERE {self._name(failure, 'index')} = {self.label} "
+            f"DELETE FROM {self._name(failure)} "
+            f"WHERE {self._name(failure, 'index')} = {self.label} "
             f"AND {self._name(failure, 'source')} = {self._as_text(key)};"
         )
 
@@ -265,8 +267,9 @@ class _Writer:
             f"CREATE TRIGGER {_quoted(name)} AFTER {self._event(watch, event)} "
             f"ON {self.quote(watch.table)} FOR EACH ROW {self._when(watch, event)}BEGIN {body} END"
         )
-        own = {(_plain(watch.table), _plain(column)) for column in watch.columns}
-        return Trigger(self.index.label, name, sql, frozenset(needs | own), watches_chunks)
+        if event == "UPDATE":
+            needs = needs | {(_plain(watch.table), _plain(column)) for column in watch.columns}
+        return Trigger(self.index.label, name, sql, frozenset(needs), watches_chunks)
 
     def _trigger_name(self, watch: Watch, event: str, purpose: str) -> str:
         identity = repr((self.index.label, watch.table, watch.joins, event, purpose))
@@ -292,24 +295,28 @@ class _Writer:
         return f"INSERT INTO {self._name(model)} ({columns})"
 
     def _name(self, model: type[models.Model], field: str | None = None) -> str:
-        options = model._meta
-        return self.quote(options.get_field(field).column if field else options.db_table)
+        return self.quote(column(model, field) if field else model._meta.db_table)
 
     def _columns(self, model: type[models.Model], *fields: str) -> set[Column]:
         table = _plain(model._meta.db_table)
-        return {(table, _plain(model._meta.get_field(field).column)) for field in fields}
+        return {(table, _plain(column(model, field))) for field in fields}
 
     def _as_text(self, expression: str) -> str:
         return f"CAST({expression} AS TEXT)"
 
 
-def _distrust_chunk_logs(cursor: Any, created: Iterable[Trigger]) -> None:
-    """Make every process read its vectors again: chunks may have changed unseen."""
+def _restart_chunk_logs(cursor: Any, created: Iterable[Trigger]) -> None:
+    """Make every process read its vectors anew: chunks may have changed unseen.
+
+    A reader whose last row is no longer in the log cannot go on from it.
+    """
+    log, spaces = ChunkChange._meta.db_table, Space._meta.db_table
     for label in _labels(trigger for trigger in created if trigger.watches_chunks):
+        of_index = f'FROM "{spaces}" WHERE "index" = %s'
+        cursor.execute(f'DELETE FROM "{log}" WHERE "space" IN (SELECT "id" {of_index})', [label])
         cursor.execute(
-            f'INSERT INTO "{ChunkChange._meta.db_table}" ("space", "chunk", "token") '
-            f'SELECT "id", {ANY_CHUNK}, randomblob(8) FROM "{Space._meta.db_table}" '
-            'WHERE "index" = %s',
+            f'INSERT INTO "{log}" ("space", "chunk", "token") '
+            f'SELECT "id", {NO_CHUNK}, randomblob(8) {of_index}',
             [label],
         )
 

@@ -62,13 +62,21 @@ def watches(index: Embeddings) -> list[Watch]:
     for lookup in index.paths():
         _follow(index, lookup, fields)
     # A source whose key changes is another source, which is not a matter of columns.
-    fields[()].pop(_columns(index.model._meta.pk)[0], None)
+    fields[()].pop(column(index.model), None)
     return [_watch(index.model, joins, found) for joins, found in fields.items()]
 
 
 def tables(index: Embeddings) -> set[str]:
     """Return the names of the tables that an index watches, the source's own included."""
     return {watch.table for watch in watches(index)}
+
+
+def column(model: type[Model], name: str | None = None) -> str:
+    """Return the column of a model's field; of its primary key, if none is named."""
+    field = model._meta.get_field(name) if name else model._meta.pk
+    found = getattr(field, "column", None)
+    assert isinstance(found, str), f"{model._meta.label} has no column for {name or 'its key'}"
+    return found
 
 
 def _watch(model: type[Model], joins: tuple[Join, ...], found: dict[str, Any]) -> Watch:
@@ -125,7 +133,7 @@ def _resolve(index: Embeddings, lookup: str) -> tuple[Sequence[Any], Sequence[An
     names = lookup.split(LOOKUP_SEP)
     model = index.model
     try:
-        path, last, targets, rest = Query(model).names_to_path(names, model._meta)  # type: ignore[attr-defined]
+        path, last, targets, rest = Query(model).names_to_path(names, model._meta)
     except FieldError as error:
         raise _unknown(index, lookup, names[0], model, error) from None
     if rest and not any(_understands(field, rest[0]) for field in (last, *targets)):
@@ -155,6 +163,5 @@ def _unknown(
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}."
     return ConfigurationError(
-        f"{index.label} cannot watch {lookup!r}: "
-        f"{model._meta.label} has no field {name!r}; {hint}"
+        f"{index.label} cannot watch {lookup!r}: {model._meta.label} has no field {name!r}; {hint}"
     )
