@@ -20,7 +20,7 @@ from typing import Any
 from django.core import checks
 from django.db import connections, models, router
 
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, ServiceError
 from . import spaces
 from .capture import watch
 from .declaration import Embeddings, indexes
@@ -78,7 +78,7 @@ def _check_model(index: Embeddings) -> Iterator[Message]:
     try:
         dimensions = spaces.declared(index).dimensions
         problem = f"{dimensions} dimensions" if not 1 <= dimensions <= MAX_DIMENSIONS else ""
-    except ConfigurationError as error:
+    except ServiceError as error:
         problem = str(error)
     if problem:
         yield checks.Error(
