@@ -411,9 +411,13 @@ class SearchQuery(Query):
         connection: BaseDatabaseWrapper | None = None,
         elide_empty: bool = True,
     ) -> SQLCompiler:
-        is_ordinary = self.search is None or self.is_resolved or self.combinator or self.is_empty()
+        is_ordinary = self.search is None or self.is_resolved or self.combinator
         if is_ordinary or (using is None and connection is None):
             return super().get_compiler(using, connection, elide_empty)
+        if self.is_empty():
+            query: SearchQuery = self.clone()
+            query.is_resolved = True
+            return query.get_compiler(using, connection, elide_empty)
         # Only the parts of a compound statement are given both.
         is_part = using is not None and connection is not None
         ready = self.resolved(connections[using] if connection is None else connection)
@@ -475,7 +479,7 @@ class SearchQuery(Query):
         """
         query: SearchQuery = self.clone()
         query.clear_select_clause()
-        query.select = (column,)
+        query.select, query.selected = (column,), {"key": 0}
         query.select_for_update = False
         query.subquery = keep
         if keep:
@@ -524,6 +528,7 @@ class SearchQuery(Query):
         hits = self.keys_only(self.chunk_id())
         hits.where.add(nearest, AND)
         distance = SearchDistance(_vector_of(self.search, self.chunk_alias), self.search)
+        hits.standard_ordering = True
         hits.order_by = (distance.asc(), self.source_key().asc())
         hits.set_limits(high=wanted)
         hits.subquery = True
