@@ -248,7 +248,8 @@ def _sync_client(alias: str, settings: conf.OpenAISettings) -> openai.OpenAI:
     transport = GovernedTransport(wire, _policy(alias, settings))
     http_client = openai.DefaultHttpx2Client(transport=transport, follow_redirects=False)
     client = openai.OpenAI(http_client=http_client, **_options(settings))
-    return _without_ambient(client, settings)
+    _drop_ambient(client, settings)
+    return client
 
 
 def _async_client(alias: str, settings: conf.OpenAISettings) -> _LoopClient:
@@ -267,7 +268,8 @@ def _async_client(alias: str, settings: conf.OpenAISettings) -> _LoopClient:
     transport = AsyncGovernedTransport(wire, _policy(alias, settings))
     http_client = openai.DefaultAsyncHttpx2Client(transport=transport, follow_redirects=False)
     client = openai.AsyncOpenAI(http_client=http_client, **_options(settings))
-    return _ending_with_loop(_without_ambient(client, settings))
+    _drop_ambient(client, settings)
+    return _ending_with_loop(client)
 
 
 #: Nothing connects to this address: the in-process transport takes its place.
@@ -300,11 +302,12 @@ def _options(settings: conf.OpenAISettings) -> dict[str, Any]:
     }
 
 
-def _without_ambient(client: Any, settings: conf.OpenAISettings) -> Any:
+def _drop_ambient(
+    client: openai.OpenAI | openai.AsyncOpenAI, settings: conf.OpenAISettings
+) -> None:
     # None at construction would let the SDK read the environment, which only env.py does.
     client.organization = settings.organization or None
     client.project = settings.project or None
-    return client
 
 
 @dataclass(frozen=True, slots=True)

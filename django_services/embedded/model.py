@@ -95,7 +95,8 @@ def load() -> EmbeddedModel:
 def _unit(vectors: np.ndarray) -> np.ndarray:
     """Return the rows at L2 norm 1; rows of zeros stay."""
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    return vectors / np.where(norms > 0, norms, 1)[:, None]
+    unit: np.ndarray = vectors / np.where(norms > 0, norms, 1)[:, None]
+    return unit
 
 
 def _digest_vector(text: str, dimensions: int) -> np.ndarray:
@@ -113,4 +114,5 @@ def _digest_vector(text: str, dimensions: int) -> np.ndarray:
 def _digest(word: str) -> np.ndarray:
     digest = hashlib.shake_256(word.encode("utf-8", "surrogatepass")).digest(DIMENSIONS)
     # Odd numbers, so that no axis is zero.
-    return np.frombuffer(digest, np.int8).astype(np.float32) * 2 + 1
+    numbers: np.ndarray = np.frombuffer(digest, np.int8).astype(np.float32) * 2 + 1
+    return numbers

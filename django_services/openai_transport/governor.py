@@ -254,8 +254,8 @@ class _Call:
         except Unusable as fault:
             return self._answer(502, f"The embeddings response is unusable: {fault}.", UNUSABLE)
         if reading.faults:
-            position, fault = next(iter(reading.faults.items()))
-            message = f"The embedding at index {position} is unusable: {fault}."
+            position, reason = next(iter(reading.faults.items()))
+            message = f"The embedding at index {position} is unusable: {reason}."
             response = self._answer(502, message, UNUSABLE, final=True)
         response.extensions[READING] = reading
         return response

@@ -86,10 +86,17 @@ class _BoundedBackend(httpcore2.NetworkBackend):
         self._backend = backend
 
     def connect_tcp(
-        self, host: str, port: int, timeout: float | None = None, **options: Any
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
         timeout = _bounded(timeout, httpcore2.ConnectTimeout)
-        return _BoundedStream(self._backend.connect_tcp(host, port, timeout, **options))
+        return _BoundedStream(
+            self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
+        )
 
     def connect_unix_socket(
         self,

@@ -98,13 +98,12 @@ class EmbeddingWork:
 
     def matrix(self) -> np.ndarray:
         """Return all vectors in the order given; raises for the first text without."""
-        positions = self._texts.positions
-        for given, position in enumerate(positions):
-            if self._faults and position in self._faults:
-                raise _at(given, self._faults[position])
-        if len(positions) == len(self._vectors):
-            return self._vectors
-        return self._vectors[positions]
+        positions = [place for place in self._texts.positions if place is not None]
+        if self._faults:
+            given = next(n for n, place in enumerate(positions) if place in self._faults)
+            raise _at(given, self._faults[positions[given]])
+        # Without doubled texts the rows stand in the order given already.
+        return self._vectors if len(positions) == len(self._vectors) else self._vectors[positions]
 
     def outcomes(self) -> list[np.ndarray | ServiceError]:
         """Return each text's vector or its own error, in the order given."""

@@ -30,8 +30,8 @@ def test_embed_keeps_the_models_pace():
     loaded = model.load()
     texts = sample(loaded.tokens)
 
-    bare = TEXTS / fastest(lambda: loaded.encode(texts))
-    whole = TEXTS / fastest(lambda: embed(texts))
+    seconds = fastest(lambda: loaded.encode(texts), lambda: embed(texts))
+    bare, whole = (TEXTS / each for each in seconds)
 
     tokens = statistics.mean(map(loaded.tokens, texts))
     print(f"\n{TEXTS:,} texts of {tokens:.0f} tokens: bare model {bare:,.0f} texts/s, "
@@ -41,8 +41,7 @@ def test_embed_keeps_the_models_pace():
 
 
 def test_load_and_query_are_quick():
-    load = fastest(model.load.__wrapped__)
-    query = fastest(lambda: embed(["how do I compress a file?"]))
+    load, query = fastest(model.load.__wrapped__, lambda: embed(["how do I compress a file?"]))
 
     print(f"\nload {load * 1000:.1f} ms, one query {query * 1000:.2f} ms")
     assert query < 0.01
@@ -76,11 +75,14 @@ def documentation() -> str:
     return "\n".join(found)
 
 
-def fastest(run: Callable[[], object]) -> float:
-    """Return the seconds of the fastest round: the others met somebody else's work."""
-    rounds = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        run()
-        rounds.append(time.perf_counter() - started)
-    return min(rounds)
+def fastest(*runs: Callable[[], object]) -> list[float]:
+    """Return the seconds of each one's fastest round: the others met somebody else's work."""
+    # In turns, so that what else the machine does slows all alike.
+    rounds = [[_seconds(run) for run in runs] for _ in range(ROUNDS)]
+    return [min(column) for column in zip(*rounds, strict=True)]
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

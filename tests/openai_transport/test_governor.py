@@ -249,7 +249,7 @@ def test_the_raw_client_never_gets_an_unusable_answer(caller, fake_openai):
 def test_the_raw_client_never_gets_a_faulty_vector(caller, fake_openai):
     fake_openai.change(lambda rows: [rows[0], rows[1] | {"embedding": [0.0] * 8}])
 
-    with pytest.raises(openai.InternalServerError, match="index 1.*all zeros"):
+    with pytest.raises(openai.InternalServerError, match=r"index 1.*all zeros"):
         caller.embed(["one", "two"])
 
     assert len(fake_openai.calls) == 1
@@ -298,20 +298,20 @@ def test_the_signal_tells_of_a_good_call(caller, fake_openai, finished):
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "outcome"),
+    ("fault", "outcome"),
     [
-        (401, None, "AuthenticationFailed"),
-        (429, "insufficient_quota", "QuotaExhausted"),
-        (400, None, "InvalidRequest"),
+        ((401, None), "AuthenticationFailed"),
+        ((429, "insufficient_quota"), "QuotaExhausted"),
+        ((400, None), "InvalidRequest"),
     ],
 )
-def test_the_signal_names_the_error(caller, fake_openai, finished, status, code, outcome):
-    fake_openai.fail(status, code)
+def test_the_signal_names_the_error(caller, fake_openai, finished, fault, outcome):
+    fake_openai.fail(*fault)
 
     with pytest.raises(openai.APIStatusError):
         caller.embed()
 
-    assert [(each["outcome"], each["status"]) for each in finished] == [(outcome, status)]
+    assert [(each["outcome"], each["status"]) for each in finished] == [(outcome, fault[0])]
 
 
 def test_the_signal_tells_once_of_a_call_of_several_attempts(caller, fake_openai, finished):
