@@ -260,8 +260,7 @@ def _create_extension(connection: BaseDatabaseWrapper, name: str, deadline: floa
 
 
 def _is_too_old(name: str, version: str) -> bool:
-    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    return found < MINIMUM_EXTENSIONS.get(name, ())
+    return tuple(map(int, re.findall(r"\d+", version))) < MINIMUM_EXTENSIONS.get(name, ())
 
 
 def _version(parts: tuple[int, ...]) -> str:
