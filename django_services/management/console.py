@@ -42,6 +42,13 @@ def plain(stream: Any) -> TextIO:
     return getattr(stream, "_out", stream)
 
 
+class _Console(Console):
+    """rich's console, of which `ending_quietly` hears that the reader has gone."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704  # called where BrokenPipeError is handled
+
+
 class Work:
     """Shows how far one piece of work is: a bar that moves, or a line now and then.
 
@@ -115,7 +122,7 @@ class Work:
             MofNCompleteColumn(),
             _RateColumn(self),
             TimeRemainingColumn(),
-            console=Console(file=self._stream),
+            console=_Console(file=self._stream),
         )
 
 
@@ -149,7 +156,7 @@ def print_table(
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
     # In a pipe no column is cut, however long it is.
-    Console(file=stream, width=None if is_terminal(stream) else 1_000).print(table)
+    _Console(file=stream, width=None if is_terminal(stream) else 1_000).print(table)
 
 
 def indented(text: str, by: int, *, width: int, lines: int) -> str:
