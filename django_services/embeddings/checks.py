@@ -117,7 +117,7 @@ def _check_key(index: Embeddings) -> Iterator[Message]:
 
 def _check_names(index: Embeddings) -> Iterator[Message]:
     options = index.model._meta
-    names = [options.db_table, *(field.column for field in options.concrete_fields)]
+    names = [options.db_table, *(str(field.column) for field in options.concrete_fields)]
     for name in names:
         if '"' in name or "%" in name:
             yield checks.Error(

@@ -87,7 +87,7 @@ class Embeddings(_Field):
         self.version = version
         self.app: str | None = None
         self.origin = self
-        self.chunk_model: type[Chunk]
+        self.chunk_model: Any  # the subclass of Chunk made below, which has a source
         self._check_arguments()
 
     def _check_arguments(self) -> None:
@@ -98,10 +98,11 @@ class Embeddings(_Field):
                 'Embeddings needs to know what to embed: Embeddings("title", "body") '
                 'or Embeddings(text=callable, watch=("title", "body")).'
             )
-        if not all(isinstance(name, str) and name for name in (*self.fields, *self.watch)):
+        names: tuple[object, ...] = self.fields + self.watch
+        if not all(isinstance(name, str) and name for name in names):
             raise ConfigurationError(
                 "Embeddings takes names of fields, such as "
-                f'Embeddings("title", "author__name"); got {self.fields + self.watch!r}.'
+                f'Embeddings("title", "author__name"); got {names!r}.'
             )
         if self.text is not None and not callable(self.text):
             raise ConfigurationError("Embeddings(text=…) takes a callable from a row to its text.")
@@ -115,7 +116,9 @@ class Embeddings(_Field):
 
     # -- a private field -------------------------------------------------
 
-    def contribute_to_class(self, cls: type[models.Model], name: str, **_: Any) -> None:
+    def contribute_to_class(  # type: ignore[override]
+        self, cls: type[models.Model], name: str, **_: Any
+    ) -> None:
         # A copy inherited from a concrete model serves the declaring model's chunks.
         declaring = getattr(self, "model", None)
         super().contribute_to_class(cls, name, private_only=True)
@@ -128,20 +131,20 @@ class Embeddings(_Field):
         if not cls._meta.abstract:
             class_prepared.connect(self._add_chunk_model, sender=cls, weak=False)
 
-    def get_attname_column(self) -> tuple[str, None]:  # type: ignore[override]
+    def get_attname_column(self) -> tuple[str, None]:
         return self.get_attname(), None
 
     def is_cached(self, instance: models.Model) -> bool:  # noqa: ARG002 - Django's signature
         """Tell Django, which asks every relation, that a row carries no chunks along."""
         return False
 
-    @overload
-    def __get__(self, instance: None, owner: type[models.Model]) -> ModelAccessor: ...
+    @overload  # type: ignore[override]
+    def __get__(self, instance: None, owner: type[models.Model]) -> ModelAccessor[Any]: ...
     @overload
     def __get__(self, instance: models.Model, owner: type[models.Model]) -> InstanceAccessor: ...
     def __get__(
         self, instance: models.Model | None, owner: type[models.Model]
-    ) -> ModelAccessor | InstanceAccessor:
+    ) -> ModelAccessor[Any] | InstanceAccessor:
         from .search import InstanceAccessor, ModelAccessor
 
         if instance is None:
@@ -314,7 +317,7 @@ def _references_in(expression: Any) -> list[str]:
     if isinstance(expression, Q):
         return _lookups_in(expression)
     if isinstance(expression, models.F):
-        return [expression.name]
+        return [expression.name]  # type: ignore[attr-defined]
     if not hasattr(expression, "get_source_expressions"):
         return []
     parts = [part for part in expression.get_source_expressions() if part is not None]

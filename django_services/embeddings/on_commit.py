@@ -26,7 +26,6 @@ from .capture import wrap_connections
 from .capture.watch import tables
 from .declaration import indexes_on
 from .models import Change
-from .sync import sync_pending
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +82,8 @@ class _AfterCommit:
 
 def embed_inline(alias: str) -> None:
     """Embed up to ``INLINE_LIMIT`` pending sources; the writer never sees an error of it."""
+    from .sync import sync_pending
+
     limit = conf.embeddings().inline_limit
     try:
         if not Change.objects.using(alias).exists():

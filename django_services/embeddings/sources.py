@@ -12,6 +12,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.db import connections, models
 from django.db.models import Q
+from django.utils.functional import Promise
 
 from ..exceptions import InvalidInput, ServiceError
 from .chunking import CONTEXT_LIMIT, SourceText
@@ -143,10 +144,11 @@ def _joined(values: list[str]) -> SourceText:
 def _called(index: Embeddings, row: models.Model) -> SourceText | ServiceError:
     assert index.text is not None
     try:
-        text = index.text(row)
+        text: object = index.text(row)
     except Exception as error:  # noqa: BLE001 - the user's code: its error is this row's alone
         return _unusable(index, f"raised {type(error).__name__}")
-    if isinstance(text, bytes) or not hasattr(text, "strip"):
+    # A lazy translation is no str, and becomes one.
+    if not isinstance(text, str | Promise):
         return _unusable(index, f"returned {type(text).__name__}")
     return SourceText(_as_text(text))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from django.db import transaction
+from django.db import models, transaction
 from django.utils import timezone
 
 from .. import conf, embedded, openai_service
@@ -140,6 +140,6 @@ def _retire_unfinished(index: Embeddings, alias: str, wanted: Space) -> None:
     building.exclude(pk=wanted.pk).update(state=Space.State.RETIRED)
 
 
-def _remove_chunks(index: Embeddings, alias: str, spaces: object) -> None:
+def _remove_chunks(index: Embeddings, alias: str, spaces: models.QuerySet[Space]) -> None:
     """Collect garbage: the space retired last is kept for the way back."""
     index.chunk_model._default_manager.using(alias).filter(space__in=spaces).delete()

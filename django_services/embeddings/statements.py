@@ -42,7 +42,7 @@ class Statements:
             "clock": CLOCK[self.connection.vendor],
         }
         if index is not None:
-            pk = self.connection.ops.quote_name(index.model._meta.pk.column)
+            pk = self.connection.ops.quote_name(str(index.model._meta.pk.column))
             self._names |= {
                 "source": self._quoted(index.model),
                 "pk": pk,

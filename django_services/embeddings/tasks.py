@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
+from django import VERSION
 from django.core.cache import caches
 
 from .. import conf
 from . import on_commit
 from .sync import sync
 
-try:
-    from django.tasks import DEFAULT_TASK_BACKEND_ALIAS, task, task_backends
-    from django.tasks.backends.dummy import DummyBackend
-    from django.tasks.backends.immediate import ImmediateBackend
-except ImportError:  # Django 5.2: the backport, whose classes are others
-    from django_tasks import DEFAULT_TASK_BACKEND_ALIAS, task, task_backends
-    from django_tasks.backends.dummy import DummyBackend
-    from django_tasks.backends.immediate import ImmediateBackend
+# Django 5.2 has the backport, whose classes are others.
+_tasks = import_module("django.tasks" if VERSION >= (6, 0) else "django_tasks")
 
 
 def run_elsewhere() -> bool:
     """Tell whether the default backend runs tasks outside the request."""
-    backend = task_backends[DEFAULT_TASK_BACKEND_ALIAS]
-    return not isinstance(backend, (DummyBackend, ImmediateBackend))
+    backend = _tasks.task_backends[_tasks.DEFAULT_TASK_BACKEND_ALIAS]
+    return type(backend).__name__ not in {"ImmediateBackend", "DummyBackend"}
 
 
-@task()
+@_tasks.task()  # type: ignore[untyped-decorator]
 def embed_changes(alias: str) -> dict[str, int]:
     """Bring a database's pending sources in step; returns what was done, in numbers."""
     # First, so that a commit during the work adds a task for what this one may miss.
