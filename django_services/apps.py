@@ -12,7 +12,7 @@ class DjangoServicesConfig(AppConfig):
 
     def ready(self) -> None:
         # Not at the top: they need the models, which are loaded by now.
-        from . import checks  # noqa: F401  # registers the system checks
+        from . import checks, db_service  # noqa: F401  # register checks and the fork's hook
         from .embeddings import capture, on_commit
 
         capture.connect()

@@ -411,10 +411,8 @@ def test_close_ends_connections_and_pool(add_database, postgres_url):
 # Forks -------------------------------------------------------------------------------
 
 FORKED = """
-    import os, sys
-    from django.conf import settings
+    import os
     from django.db import connection
-    from django_services import db_service
 
     def identity():
         with connection.cursor() as cursor:
