@@ -313,6 +313,8 @@ class SearchQuery(Query):
     is_resolved = False
     #: How many hits an existence test looks at; None: by slice and `max_hits`.
     depth: int | None = None
+    #: Whether any hit will do: then it does not matter which the nearest are.
+    is_any = False
 
     def begin(self, search: Search) -> None:
         """Make this the query of a search: join the chunks, annotate, order."""
@@ -403,6 +405,7 @@ class SearchQuery(Query):
         if self.search is not None and not self.combinator:
             # The ordering is gone from it, and with it what the slice meant.
             found.depth = self.wanted
+            found.is_any = not self.is_sliced and self._parts_of_where()[1] is None
         return found
 
     def get_compiler(
@@ -444,6 +447,8 @@ class SearchQuery(Query):
             return query
         query._join_chunks()
         query._count_sources_once()
+        if query.is_any and not any(map(query.mentions_chunk, query.conditions())):
+            return query
         ids = search_plan.nearest_chunks(query, connection)
         if ids is None:
             query._restrict_to_nearest()
@@ -522,7 +527,7 @@ class SearchQuery(Query):
         assert self.search is not None
         is_cut_by_slice, wanted = self.is_cut_by_slice, self.wanted
         nearest = IsNearestOfSource(self.chunk_id(), self.search)
-        if is_cut_by_slice:
+        if is_cut_by_slice or self.is_any:
             self.where.add(nearest, AND)
             return
         hits = self.keys_only(self.chunk_id())
