@@ -25,7 +25,7 @@ pytestmark = pytest.mark.django_db
 
 NAME = "testapp.Article.embeddings"
 NOT_ON_COMMIT = {
-    "OPENAI": {"default": {"base_url": "embedded://"}},
+    "OPENAI": {"default": {"BASE_URL": "embedded://"}},
     "EMBEDDINGS": {"ON_COMMIT": "off"},
 }
 

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from argparse import ArgumentTypeError
-from typing import Any
+from typing import Any, TextIO
 
 from django.core.management.base import BaseCommand, CommandParser
 
@@ -36,9 +36,14 @@ class Command(BaseCommand):
         check.add_argument("--json", action="store_true", help="Print a JSON list.")
 
     def handle(self, *_: Any, **options: Any) -> None:
-        statuses = _checked(options["wait"])
-        lines = _json(statuses) if options["json"] else _table(statuses)
-        self.stdout.write(lines)
+        from django_services.management.console import ending_quietly, plain
+
+        with ending_quietly(self.stdout, lambda: None):
+            statuses = _checked(options["wait"])
+            if options["json"]:
+                self.stdout.write(_json(statuses))
+            else:
+                _print(plain(self.stdout), statuses)
         if not all(status.is_up for status in statuses):
             sys.exit(1)
 
@@ -57,25 +62,28 @@ def _json(statuses: list[ServiceStatus]) -> str:
     return json.dumps([dataclasses.asdict(status) for status in statuses], indent=2)
 
 
-def _table(statuses: list[ServiceStatus]) -> str:
-    rows = [
-        (
-            status.service,
-            status.alias,
-            status.state,
-            "" if status.latency_ms is None else f"{status.latency_ms:.1f} ms",
-            status.version,
-        )
-        for status in statuses
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row, status in zip(rows, statuses, strict=True):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join([*cells, status.detail]).rstrip())
-        if status.fix:
-            lines.append(f"  -> {status.fix}")
-    return "\n".join(lines)
+def _print(stream: TextIO, statuses: list[ServiceStatus]) -> None:
+    """Print one line for each service, and below what is wrong and what to do."""
+    from django_services.management.console import indented, print_table, width
+
+    columns = dict.fromkeys(("service", "alias", "state"), "left") | {"ms": "right"}
+    print_table(
+        stream,
+        columns | {"version": "left"},
+        [
+            (each.service, each.alias, each.state, _shown(each.latency_ms), each.version)
+            for each in statuses
+        ],
+    )
+    for each in statuses:
+        text = " ".join(filter(None, [each.detail, each.fix]))
+        if text:
+            stream.write(f"\n{each.service} {each.alias}:\n")
+            stream.write(indented(text, 2, width=width(stream), lines=10) + "\n")
+
+
+def _shown(latency: float | None) -> str:
+    return "" if latency is None else f"{latency:.1f}"
 
 
 def _seconds(text: str) -> float:
