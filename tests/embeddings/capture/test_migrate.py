@@ -267,11 +267,11 @@ SEEN = {
     "nothing": lambda: None,
     "a read": lambda: list(Article.objects.all()),
     "another table": lambda: Tag.objects.create(name="tag"),
-    "a table of a longer name": lambda: (
-        execute("CREATE TABLE testapp_article_old (id)")
-        or execute("INSERT INTO testapp_article_old VALUES (1)")
-        or execute("DROP TABLE testapp_article_old")
-    ),
+    "tables of longer names": lambda: [
+        execute(statement)
+        for name in ("testapp_article_old", "old_testapp_article")
+        for statement in (f"CREATE TABLE {name} (id)", f"DROP TABLE {name}")
+    ],
 }
 
 
@@ -340,6 +340,15 @@ def test_flush_is_idempotent_and_leaves_no_note(article):
 
     assert sqlite.existing(connection) == before
     assert not Change.objects.exists()
+
+
+def test_notes_of_sources_that_flush_emptied_are_taken_back(article):
+    Change.objects.create(index=BOOK, source="999")
+
+    migrate.after(using="default")
+
+    assert not Change.objects.filter(source="999").exists()
+    assert changed(ARTICLE) == [str(article.id)]
 
 
 def test_other_databases_vendors_are_left_alone(monkeypatch):
