@@ -29,6 +29,7 @@ from django_services.resilience import Backoff
 
 KEY = "sk-test-key"
 DIMENSIONS = 8
+DRIP = 5.0  # seconds, so that a test whose deadline does not hold fails and does not hang
 
 #: Takes the handler of a request and answers it, well or not.
 Answer = Callable[["_Handler"], None]
@@ -120,7 +121,7 @@ class FakeOpenAI:
         self._answers.extend([_Handler.cut_short] * times)
 
     def drip(self, pause: float = 0.05) -> None:
-        """Answer the next call byte by byte, with so many seconds between, for ever."""
+        """Answer the next call byte by byte, with so many seconds between, for `DRIP`."""
         self._answers.append(lambda handler: handler.drip(pause))
 
     def change(self, change: Change, times: int = 1) -> None:
@@ -234,8 +235,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-length", "1000000")
         self.end_headers()
+        end = time.monotonic() + DRIP
         try:
-            while True:
+            while time.monotonic() < end:
                 self.wfile.write(b" ")
                 self.wfile.flush()
                 time.sleep(pause)
