@@ -249,13 +249,13 @@ def _services() -> Mapping[str, Any]:
     services = getattr(settings, "DJANGO_SERVICES", {})
     _require_dict("DJANGO_SERVICES", services)
     _require_known("DJANGO_SERVICES", services, _SECTIONS)
-    return services  # type: ignore[no-any-return]
+    return services
 
 
 def _section(name: str) -> Mapping[str, Any]:
     section = _services().get(name) or {}
     _require_dict(f'DJANGO_SERVICES["{name}"]', section)
-    return section  # type: ignore[no-any-return]
+    return section
 
 
 def _aliases(name: str) -> Mapping[str, Mapping[str, Any]]:
@@ -277,7 +277,7 @@ def _parsed(kind: type[S], place: tuple[str, ...], value: Mapping[str, Any]) -> 
     if known is None or known[0] != value:
         # A copy: the project may change its dict in place.
         known = _cache[place] = dict(value), _parse(kind, place, value)
-    return known[1]  # type: ignore[no-any-return]
+    return known[1]
 
 
 def _parse(kind: type[S], place: tuple[str, ...], value: Mapping[str, Any]) -> S:

@@ -20,7 +20,8 @@ from typing import Any
 from django.core.management import call_command
 from django.db import Error, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.utils import ConnectionDoesNotExist, NotSupportedError
+from django.db.utils import NotSupportedError
+from django.utils.connection import ConnectionDoesNotExist
 
 from .exceptions import (
     AuthenticationFailed,
@@ -118,7 +119,7 @@ def close(alias: str | None = None) -> None:
     for connection in opened if alias is None else [_connection(alias)]:
         connection.close()
         if connection.alias in getattr(connection, "_connection_pools", {}):
-            connection.close_pool()
+            connection.close_pool()  # type: ignore[attr-defined]  # PostgreSQL's has it
 
 
 # Waiting -----------------------------------------------------------------------------
@@ -167,7 +168,12 @@ def _connect(connection: BaseDatabaseWrapper, remaining: float = math.inf) -> An
         "autocommit": True,
     }
     # No variable holds the parameters: a traceback page would show the password.
-    return connection.Database.connect(**{**connection.get_connection_params(), **bounds})
+    return _driver(connection).connect(**{**connection.get_connection_params(), **bounds})
+
+
+def _driver(connection: BaseDatabaseWrapper) -> Any:
+    """Return the DB-API module that a backend stands on."""
+    return connection.Database  # type: ignore[attr-defined]  # the stubs leave it out
 
 
 def _answer(connection: BaseDatabaseWrapper) -> None:
@@ -229,7 +235,7 @@ def _extension_version(connection: BaseDatabaseWrapper, name: str) -> str | None
     with connection.cursor() as cursor:
         cursor.execute("SELECT extversion FROM pg_extension WHERE extname = %s", [name])
         row = cursor.fetchone()
-    return row and row[0]
+    return str(row[0]) if row else None
 
 
 def _create_extension(connection: BaseDatabaseWrapper, name: str, deadline: float) -> None:
@@ -307,7 +313,7 @@ def _translating(connection: BaseDatabaseWrapper) -> Iterator[None]:
     """Raise the driver's errors as ours, without its frames, which hold the password."""
     try:
         yield
-    except (Error, connection.Database.Error) as error:
+    except (Error, _driver(connection).Error) as error:
         raise _translated(connection, error) from None
 
 
@@ -328,7 +334,7 @@ def _translated(connection: BaseDatabaseWrapper, error: Exception) -> ServiceErr
             f"{connection.settings_dict['NAME']}) or correct DATABASE_URL.",
             code=state,
         )
-    if isinstance(error, connection.Database.ProgrammingError) and state is None:
+    if isinstance(error, _driver(connection).ProgrammingError) and state is None:
         return ConfigurationError(f"{where} cannot be connected to: {text}. Check DATABASE_URL.")
     return ServiceUnavailable(
         f"{where} cannot be used now: {text}. Check DATABASE_URL.", code=state
@@ -390,11 +396,11 @@ def _extension_names(extensions: Sequence[str]) -> Sequence[str]:
     return extensions
 
 
-def _duration(timeout: float) -> float:
-    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-    if not number or not 0 <= timeout < math.inf:
+def _duration(timeout: object) -> float:
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not is_number or not 0 <= timeout < math.inf:  # type: ignore[operator]
         raise InvalidInput(f"timeout must be seconds, 0 or more, not {timeout!r}.")
-    return timeout
+    return timeout  # type: ignore[return-value]
 
 
 # Forks -------------------------------------------------------------------------------
