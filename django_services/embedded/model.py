@@ -108,7 +108,8 @@ def _digest_vector(text: str, dimensions: int) -> np.ndarray:
     total = np.sum([_digest(word) for word in words_in(text) or [text]], axis=0)[:dimensions]
     if not total.any():  # words that cancel each other out
         total = _digest(text)[:dimensions]
-    return _unit(total[None])[0]
+    vector: np.ndarray = _unit(total[None])[0]
+    return vector
 
 
 def _digest(word: str) -> np.ndarray:
