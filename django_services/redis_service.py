@@ -131,9 +131,7 @@ def _options(settings: conf.RedisSettings) -> dict[str, Any]:
     if settings.url.startswith("rediss:"):
         options |= {
             "ssl_cert_reqs": settings.ssl_cert_reqs,
-            # Without a certificate there is no name to compare.
-            "ssl_check_hostname": settings.ssl_check_hostname
-            and settings.ssl_cert_reqs == "required",
+            "ssl_check_hostname": settings.ssl_check_hostname,
             "ssl_ca_certs": settings.ssl_ca_certs or None,
             "ssl_certfile": settings.ssl_certfile or None,
             "ssl_keyfile": settings.ssl_keyfile or None,
