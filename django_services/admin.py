@@ -14,24 +14,49 @@ from django.utils.translation import ngettext
 
 from .embeddings import claims
 from .embeddings.declaration import indexes
+from .embeddings.search import SearchQuerySet
 from .exceptions import ServiceError
 from .models import Document, Failure, Space
 
 if TYPE_CHECKING:
-    DocumentModelAdmin = admin.ModelAdmin[Document]
+    AnyModelAdmin = admin.ModelAdmin[Any]
     FailureModelAdmin = admin.ModelAdmin[Failure]
     SpaceModelAdmin = admin.ModelAdmin[Space]
 else:
-    DocumentModelAdmin = FailureModelAdmin = SpaceModelAdmin = admin.ModelAdmin
+    AnyModelAdmin = FailureModelAdmin = SpaceModelAdmin = admin.ModelAdmin
+
+
+class SearchAdmin(AnyModelAdmin):
+    """An admin whose search box searches by meaning, for a model with embeddings.
+
+    ``search_index`` names the declaration, where the model has several.
+    """
+
+    #: Not empty, so that there is a search box.
+    search_fields = ("pk",)
+    search_help_text = _("Searches by meaning: ask in your own words.")
+    search_index: str | None = None
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        if not search_term.strip():
+            return queryset, False
+        try:
+            # On any queryset, also of a manager that knows no search.
+            found = SearchQuerySet.search(queryset, search_term, index=self.search_index)
+            found.exists()  # what the service refuses, it refuses here
+        except ServiceError as error:
+            self.message_user(request, str(error), messages.ERROR)
+            return queryset.none(), False
+        return found, False
 
 
 @admin.register(Document)
-class DocumentAdmin(DocumentModelAdmin):
+class DocumentAdmin(SearchAdmin):
     """Documents, searched by meaning."""
 
     list_display = ("name", "title", "excerpt", "changed_at")
-    search_fields = ("name",)  # shows the box; the search itself is by meaning
-    search_help_text = _("Searches by meaning: ask in your own words.")
     readonly_fields = ("added_at", "changed_at")
 
     @admin.display(description=_("text"))
@@ -39,19 +64,6 @@ class DocumentAdmin(DocumentModelAdmin):
         """The passage that was found, else the text's beginning."""
         passage = getattr(document, "search_passage", None)
         return Truncator(passage or document.text).chars(200)
-
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Document], search_term: str
-    ) -> tuple[QuerySet[Document], bool]:
-        if not search_term.strip():
-            return queryset, False
-        try:
-            found = queryset.search(search_term)  # type: ignore[attr-defined]
-            found.exists()  # what the service refuses, it refuses here
-        except ServiceError as error:
-            self.message_user(request, str(error), messages.ERROR)
-            return queryset.none(), False
-        return found, False
 
 
 @admin.register(Failure)

@@ -222,7 +222,9 @@ def test_file_too_large_to_read_is_skipped(tmp_path, monkeypatch):
 def test_name_that_is_not_utf_8_is_skipped(tmp_path):
     write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")), "Stir the soup.")
 
-    assert outcomes(tmp_path) == {"caf\N{REPLACEMENT CHARACTER}.txt": "skipped: its name is not UTF-8"}
+    assert outcomes(tmp_path) == {
+        "caf\N{REPLACEMENT CHARACTER}.txt": "skipped: its name is not UTF-8"
+    }
 
 
 def test_path_too_long_for_a_name_is_skipped(tmp_path):

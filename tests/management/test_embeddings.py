@@ -369,8 +369,10 @@ def test_options_of_every_command_may_stand_behind_the_verb(articles):
 
 
 def test_run_before_migrate_names_migrate(project):
-    project.models('class Item(models.Model):\n    name = models.TextField()\n'
-                   '    embeddings = Embeddings("name")\n')
+    project.models(
+        "class Item(models.Model):\n    name = models.TextField()\n"
+        '    embeddings = Embeddings("name")\n'
+    )
 
     for arguments in (["sync"], ["search", "x"]):
         result = project.manage("embeddings", *arguments, check=False)
