@@ -24,7 +24,6 @@ from django.core import checks
 from django.core.checks import CheckMessage, Tags, register
 
 from . import conf
-from .embeddings.checks import check_declarations
 from .exceptions import ConfigurationError
 
 _IN_PROCESS = (
@@ -63,7 +62,12 @@ def check_production(**_: Any) -> list[CheckMessage]:
     return [*_embedded_models(), *_caches_in_process()]
 
 
-register(check_declarations, Tags.models)
+@register(Tags.models)
+def check_declarations(**_: Any) -> list[CheckMessage]:
+    """Check every declaration of embeddings."""
+    from .embeddings import checks as embeddings_checks  # not loaded where no check runs
+
+    return embeddings_checks.check_declarations()
 
 
 def _error(number: str, read: Callable[[], object]) -> Iterator[CheckMessage]:

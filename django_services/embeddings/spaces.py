@@ -11,12 +11,13 @@ import logging
 from dataclasses import dataclass
 
 from django.db import models, transaction
+from django.db.models import Max
 from django.utils import timezone
 
 from .. import conf, embedded, openai_service
+from . import capture
 from .declaration import Embeddings
 from .models import Change, Space
-from .statements import Statements
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +88,11 @@ def ensure(index: Embeddings, alias: str) -> Space:
         _retire_unfinished(index, alias, space)
         if current is None:
             space.state, space.activated_at = Space.State.ACTIVE, timezone.now()
-            enqueue_unnoted(index, alias)
+            capture.enqueue_unnoted(index, alias)
         else:
             space.state = Space.State.BUILDING
-            space.backfill_to = enqueue_every(index, alias)
+            capture.enqueue_all(index, alias)
+            space.backfill_to = Change.objects.using(alias).aggregate(last=Max("id"))["last"] or 0
         space.save(using=alias)
     logger.info("%s: new space %s of %s", index.label, space.pk, space.model)
     return space
@@ -109,24 +111,6 @@ def activate_if_built(index: Embeddings, alias: str) -> Space | None:
         building.save(using=alias)
     logger.info("%s: switched to space %s of %s", index.label, building.pk, building.model)
     return building
-
-
-def enqueue_every(index: Embeddings, alias: str) -> int:
-    """Note every source as changed; returns the id of the last note."""
-    Statements(alias, index).run(
-        'INSERT INTO {change} ("index", source) SELECT %s, {key} FROM {source}', [index.label]
-    )
-    last = Change.objects.using(alias).order_by("-id").values_list("id", flat=True).first()
-    return last or 0
-
-
-def enqueue_unnoted(index: Embeddings, alias: str) -> None:
-    """Note every source as changed that has no note yet."""
-    Statements(alias, index).run(
-        'INSERT INTO {change} ("index", source) SELECT %s, {key} FROM {source} WHERE {key} NOT IN '
-        '(SELECT source FROM {change} WHERE "index" = %s)',
-        [index.label, index.label],
-    )
 
 
 def _is_backfilling(space: Space, alias: str) -> bool:

@@ -56,6 +56,12 @@ class Statements:
             cursor.execute(sql.format_map(self._names), parameters)
             return cursor.fetchall() if cursor.description else []
 
+    def count(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        """Run a statement and return how many rows it wrote."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql.format_map(self._names), parameters)
+            return int(cursor.rowcount)
+
     def run_each(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a statement once for each row of parameters."""
         if rows:

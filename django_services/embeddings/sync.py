@@ -22,7 +22,7 @@ from ..signals import embeddings_synced
 from . import capture, claims, spaces
 from .chunking import Piece, SourceText, chunk
 from .claims import Claim
-from .declaration import Embeddings, indexes_on
+from .declaration import Embeddings, get_index, indexes_on
 from .models import Space
 from .sources import Keys, existing_keys, read_texts
 from .statements import Statements
@@ -94,10 +94,8 @@ def sync(
             stay pending.
     """
     total = Report()
-    reinstalled = set(capture.install(alias))
+    _mend_capture(alias)
     for index in indexes_on(alias) if indexes is None else indexes:
-        if index.label in reinstalled:
-            spaces.enqueue_unnoted(index, alias)
         spaces.ensure(index, alias)
         total.add(_drain(index, alias, progress))
     return total
@@ -174,6 +172,13 @@ def _drain(
     if spaces.activate_if_built(index, alias):
         total.activated.append(index.label)
     return total
+
+
+def _mend_capture(alias: str) -> None:
+    """Install missing triggers, and note what may have changed without them."""
+    with transaction.atomic(using=alias):
+        for label in capture.install(alias):
+            capture.enqueue_all(get_index(label), alias)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
 """The tables of stored embeddings; on PostgreSQL also the extension for vectors."""
 
 import django.db.models.deletion
-from django.contrib.postgres.operations import CreateExtension
 from django.db import migrations, models
 
 import django_services.vectors
+from django_services.vectors.extension import CreateVectorExtension
 
 
 class Migration(migrations.Migration):
@@ -13,7 +13,7 @@ class Migration(migrations.Migration):
     dependencies = []
 
     operations = [
-        CreateExtension("vector"),
+        CreateVectorExtension(),
         migrations.CreateModel(
             name="Change",
             fields=[

@@ -10,7 +10,7 @@ they cannot have seen.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from django.apps import apps
 from django.db import connections
@@ -18,8 +18,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.signals import post_migrate, pre_migrate
 
 from ..declaration import Embeddings, indexes_on
-from . import migrate, sqlite
-from .backlog import enqueue_all, forget_gone
+from . import sqlite
+from .backlog import enqueue_all, enqueue_unnoted, forget_gone
 from .mend import repeat_without_broken_triggers, wrap_connections
 
 
@@ -42,9 +42,21 @@ CAPTURE: dict[str, Vendor] = {"sqlite": sqlite}
 def connect() -> None:
     """Follow migrations, and mend what broken triggers would break; opens nothing."""
     config = apps.get_app_config("django_services")
-    pre_migrate.connect(migrate.before, sender=config, dispatch_uid=f"{__name__}.before")
-    post_migrate.connect(migrate.after, sender=config, dispatch_uid=f"{__name__}.after")
+    pre_migrate.connect(_before_migrate, sender=config, dispatch_uid=__name__)
+    post_migrate.connect(_after_migrate, sender=config, dispatch_uid=__name__)
     wrap_connections(repeat_without_broken_triggers, vendor="sqlite")
+
+
+def _before_migrate(**signal: Any) -> None:
+    from . import migrate  # not loaded by every process that has the app
+
+    migrate.before(**signal)
+
+
+def _after_migrate(**signal: Any) -> None:
+    from . import migrate
+
+    migrate.after(**signal)
 
 
 def install(alias: str) -> list[str]:
@@ -85,6 +97,7 @@ __all__ = [
     "CAPTURE",
     "connect",
     "enqueue_all",
+    "enqueue_unnoted",
     "forget_gone",
     "install",
     "missing",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from django.db import connections, models, transaction
+from django.db import transaction
 
 from ..declaration import Embeddings
-from ..models import Change, Failure
-from .watch import column
+from ..statements import Statements
 
 
 def enqueue_all(index: Embeddings, alias: str) -> int:
@@ -20,41 +19,30 @@ def enqueue_all(index: Embeddings, alias: str) -> int:
     """
     with transaction.atomic(alias):
         forget_gone(index, alias)
-        table, key = _names(index.model, alias, None)
-        change, label, source = _names(Change, alias, "index", "source")
-        return _execute(
-            alias,
-            f"INSERT INTO {change} ({label}, {source}) SELECT %s, CAST({key} AS TEXT) FROM {table}",
-            index,
+        return Statements(alias, index).count(
+            'INSERT INTO {change} ("index", source) SELECT %s, {key} FROM {source}', [index.label]
+        )
+
+
+def enqueue_unnoted(index: Embeddings, alias: str) -> int:
+    """Do as `enqueue_all`, but leave out the sources that have a note already."""
+    with transaction.atomic(alias):
+        forget_gone(index, alias)
+        return Statements(alias, index).count(
+            'INSERT INTO {change} ("index", source) SELECT %s, {key} FROM {source} '
+            'WHERE {key} NOT IN (SELECT source FROM {change} WHERE "index" = %s)',
+            [index.label, index.label],
         )
 
 
 def forget_gone(index: Embeddings, alias: str) -> None:
     """Remove the chunks, notes and failures of sources that are no longer there."""
-    table, key = _names(index.model, alias, None)
-    chunk, chunk_source = _names(index.chunk_model, alias, "source")
+    statements = Statements(alias, index)
     with transaction.atomic(alias):
-        _execute(
-            alias,
-            f"DELETE FROM {chunk} WHERE {chunk_source} NOT IN (SELECT {key} FROM {table})",
-        )
-        for model in (Change, Failure):
-            name, label, source = _names(model, alias, "index", "source")
-            _execute(
-                alias,
-                f"DELETE FROM {name} WHERE {label} = %s "
-                f"AND {source} NOT IN (SELECT CAST({key} AS TEXT) FROM {table})",
-                index,
+        statements.run("DELETE FROM {chunk} WHERE source_id NOT IN (SELECT {pk} FROM {source})")
+        for table in ("change", "failure"):
+            statements.run(
+                f'DELETE FROM {{{table}}} WHERE "index" = %s '
+                "AND source NOT IN (SELECT {key} FROM {source})",
+                [index.label],
             )
-
-
-def _names(model: type[models.Model], alias: str, *fields: str | None) -> list[str]:
-    """Return the quoted names of a model's table and of columns; None is its key."""
-    quote = connections[alias].ops.quote_name
-    return [quote(model._meta.db_table), *(quote(column(model, field)) for field in fields)]
-
-
-def _execute(alias: str, sql: str, index: Embeddings | None = None) -> int:
-    with connections[alias].cursor() as cursor:
-        cursor.execute(sql, [index.label] if index else [])
-        return int(cursor.rowcount)
