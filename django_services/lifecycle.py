@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
 from django.core.signals import setting_changed
@@ -36,7 +36,7 @@ class Managed(Generic[C]):
     Args:
         service: The service's name, for logs.
         build: Makes the client of an alias; runs under the lock, at most once.
-        close: Closes a client; called on `reset`, `close` and at exit.
+        close: Closes a client; called on `close`, on a changed setting and at exit.
         settings: Names of Django settings whose change drops the clients.
     """
 
@@ -100,13 +100,45 @@ class Managed(Generic[C]):
         return str(key)
 
 
-class ManagedPerLoop(Managed[C]):
+class ManagedPerLoop(Generic[C]):
     """The async clients of one service, by alias and running event loop.
 
-    An async client is bound to the loop of its first call. A loop that ended
-    takes its clients along: they are dropped when the next client is made.
+    An async client is bound to the loop of its first call, and closed in it: when
+    the loop ends, or before on `close` and where `Managed` closes.
+
+    Args:
+        service: The service's name, for logs.
+        build: Makes the client of an alias; runs in the loop, at most once.
+        close: Closes a client; runs in its loop.
+        settings: Names of Django settings whose change drops the clients.
     """
 
+    def __init__(
+        self,
+        service: str,
+        build: Callable[[str], C],
+        close: Callable[[C], Awaitable[object]],
+        *,
+        settings: frozenset[str] = frozenset({"DJANGO_SERVICES"}),
+    ) -> None:
+        self._held: _HeldPerLoop[_InLoop[C]] = _HeldPerLoop(
+            service, lambda alias: _InLoop(build(alias), close), _InLoop.end, settings=settings
+        )
+
+    def get(self, alias: str) -> C:
+        """Return the alias's client of the running loop, made now if this is its first use.
+
+        Raises:
+            RuntimeError: No event loop runs in this thread.
+        """
+        return self._held.get(alias).client
+
+    def close(self, alias: str | None = None) -> None:
+        """Drop the clients of one alias, or of all; each is closed in its loop."""
+        self._held.close(alias)
+
+
+class _HeldPerLoop(Managed[C]):
     def get(self, alias: str) -> C:
         self._drop_ended_loops()
         return super().get(alias)
@@ -124,6 +156,36 @@ class ManagedPerLoop(Managed[C]):
         with self._lock:
             for key in [key for key in self._clients if not key[1].is_running_or_open]:  # type: ignore[index]
                 del self._clients[key]
+
+
+class _InLoop(Generic[C]):
+    """An async client with the loop it belongs to, and what closes it there."""
+
+    def __init__(self, client: C, close: Callable[[C], Awaitable[object]]) -> None:
+        self.client = client
+        self._loop = asyncio.get_running_loop()
+        # A loop that ends finishes the asynchronous generators that were begun in it.
+        self._closing = _closing(client, close)
+        with contextlib.suppress(StopIteration):
+            self._closing.__anext__().send(None)  # begins it, without a task
+
+    def end(self) -> None:
+        """Close the client in its loop, as soon as that runs."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._end_here)
+
+    def _end_here(self) -> None:
+        # The loop holds tasks weakly.
+        self._task = self._loop.create_task(self._closing.aclose())
+
+
+async def _closing(
+    client: C, close: Callable[[C], Awaitable[object]]
+) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await close(client)
 
 
 class _LoopKey:

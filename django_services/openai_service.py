@@ -7,10 +7,7 @@ embedded model. The SDK and numpy load on first use.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import conf, embedded
@@ -63,7 +60,7 @@ def get_async_openai_client(alias: str = "default") -> openai.AsyncOpenAI:
         ServiceNotConfigured: No key is set and the embedded model is not allowed.
         RuntimeError: No event loop runs in this thread.
     """
-    return _async_clients.get(alias).client
+    return _async_clients.get(alias)
 
 
 # Verbs
@@ -220,7 +217,7 @@ def _build(alias: str) -> openai.OpenAI:
     return _sync_client(alias, conf.openai(alias))
 
 
-def _build_async(alias: str) -> _LoopClient:
+def _build_async(alias: str) -> openai.AsyncOpenAI:
     return _async_client(alias, conf.openai(alias))
 
 
@@ -228,7 +225,7 @@ def _build_embedded(alias: str) -> openai.OpenAI:
     return _sync_client(alias, _EMBEDDED_SETTINGS)
 
 
-def _build_async_embedded(alias: str) -> _LoopClient:
+def _build_async_embedded(alias: str) -> openai.AsyncOpenAI:
     return _async_client(alias, _EMBEDDED_SETTINGS)
 
 
@@ -252,7 +249,7 @@ def _sync_client(alias: str, settings: conf.OpenAISettings) -> openai.OpenAI:
     return client
 
 
-def _async_client(alias: str, settings: conf.OpenAISettings) -> _LoopClient:
+def _async_client(alias: str, settings: conf.OpenAISettings) -> openai.AsyncOpenAI:
     import openai
 
     from .embedded.transport import EmbeddedTransport
@@ -269,7 +266,7 @@ def _async_client(alias: str, settings: conf.OpenAISettings) -> _LoopClient:
     http_client = openai.DefaultAsyncHttpx2Client(transport=transport, follow_redirects=False)
     client = openai.AsyncOpenAI(http_client=http_client, **_options(settings))
     _drop_ambient(client, settings)
-    return _ending_with_loop(client)
+    return client
 
 
 #: Nothing connects to this address: the in-process transport takes its place.
@@ -310,40 +307,12 @@ def _drop_ambient(
     client.project = settings.project or None
 
 
-@dataclass(frozen=True, slots=True)
-class _LoopClient:
-    """An async client with the loop it belongs to, and what closes it there."""
-
-    client: openai.AsyncOpenAI
-    loop: asyncio.AbstractEventLoop
-    guard: AsyncGenerator[None, None]
-
-
-def _ending_with_loop(client: openai.AsyncOpenAI) -> _LoopClient:
-    """Have the client closed by its loop's end, where its sockets can still be closed.
-
-    A loop that ends finishes the asynchronous generators that were begun in it.
-    """
-    guard = _closing(client)
-    with contextlib.suppress(StopIteration):
-        guard.__anext__().send(None)  # begins it, without a task
-    return _LoopClient(client, asyncio.get_running_loop(), guard)
-
-
-async def _closing(client: openai.AsyncOpenAI) -> AsyncGenerator[None, None]:
-    try:
-        yield
-    finally:
-        await client.close()
-
-
 def _close_client(client: openai.OpenAI) -> None:
     client.close()
 
 
-def _close_loop_client(held: _LoopClient) -> None:
-    if not held.loop.is_closed():
-        asyncio.run_coroutine_threadsafe(held.guard.aclose(), held.loop)
+async def _close_async_client(client: openai.AsyncOpenAI) -> None:
+    await client.close()
 
 
 # DEBUG decides too: it lets the embedded model stand in where there is no key.
@@ -351,14 +320,14 @@ _SETTINGS = frozenset({"DJANGO_SERVICES", "DEBUG"})
 
 _clients = Managed("OpenAI", _build, _close_client, settings=_SETTINGS)
 _async_clients = ManagedPerLoop(
-    "OpenAI (async)", _build_async, _close_loop_client, settings=_SETTINGS
+    "OpenAI (async)", _build_async, _close_async_client, settings=_SETTINGS
 )
 # Apart from the alias's own, since `embedded.MODEL` is answered whatever its key.
 _embedded_clients = Managed("embedded OpenAI", _build_embedded, _close_client)
 _async_embedded_clients = ManagedPerLoop(
-    "embedded OpenAI (async)", _build_async_embedded, _close_loop_client
+    "embedded OpenAI (async)", _build_async_embedded, _close_async_client
 )
-_all_clients: tuple[Managed[Any], ...] = (
+_all_clients = (
     _clients,
     _async_clients,
     _embedded_clients,
@@ -433,7 +402,7 @@ def _embed(work: EmbeddingWork) -> None:
 async def _aembed(work: EmbeddingWork) -> None:
     clients = _async_embedded_clients if work.target.is_embedded else _async_clients
     for request in work.requests():
-        client = clients.get(work.target.alias).client
+        client = clients.get(work.target.alias)
         work.take(request, await _asend(client, work, request))
 
 

@@ -8,10 +8,6 @@ command uses it.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import conf
@@ -46,7 +42,7 @@ def get_async_redis_client(alias: str = "default") -> redis.asyncio.Redis:
     Raises:
         RuntimeError: No event loop runs in this thread.
     """
-    return _async_clients.get(alias).client
+    return _async_clients.get(alias)
 
 
 def ping(alias: str = "default") -> None:
@@ -109,12 +105,12 @@ def _build(alias: str) -> redis.Redis:
     return redis.Redis.from_pool(pool)
 
 
-def _build_async(alias: str) -> _LoopClient:
+def _build_async(alias: str) -> redis.asyncio.Redis:
     import redis.asyncio
 
     settings = conf.redis(alias)
     pool = redis.asyncio.BlockingConnectionPool.from_url(settings.url, **_options(settings))
-    return _ending_with_loop(redis.asyncio.Redis.from_pool(pool))
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def _options(settings: conf.RedisSettings) -> dict[str, Any]:
@@ -139,38 +135,6 @@ def _options(settings: conf.RedisSettings) -> dict[str, Any]:
     return options
 
 
-@dataclass(frozen=True, slots=True)
-class _LoopClient:
-    """An async client with the loop it belongs to, and what closes it there."""
-
-    client: redis.asyncio.Redis
-    loop: asyncio.AbstractEventLoop
-    guard: AsyncGenerator[None, None]
-
-
-def _ending_with_loop(client: redis.asyncio.Redis) -> _LoopClient:
-    """Have the client closed by its loop's end, where its sockets can still be closed.
-
-    A loop that ends finishes the asynchronous generators that were begun in it.
-    """
-    guard = _closing(client)
-    with contextlib.suppress(StopIteration):
-        guard.__anext__().send(None)  # begins it, without a task
-    return _LoopClient(client, asyncio.get_running_loop(), guard)
-
-
-async def _closing(client: redis.asyncio.Redis) -> AsyncGenerator[None, None]:
-    try:
-        yield
-    finally:
-        await client.aclose()
-
-
-def _close_loop_client(held: _LoopClient) -> None:
-    if held.loop.is_running():
-        asyncio.run_coroutine_threadsafe(held.guard.aclose(), held.loop)
-
-
 def _raise(error: Exception, alias: str) -> NoReturn:
     """Raise a redis-py error as ours; its frames hold the password."""
     from redis import exceptions
@@ -187,6 +151,6 @@ def _raise(error: Exception, alias: str) -> NoReturn:
 _clients: Managed[redis.Redis] = Managed(
     "redis", _build, lambda client: client.close(), settings=_SETTINGS
 )
-_async_clients: ManagedPerLoop[_LoopClient] = ManagedPerLoop(
-    "redis (async)", _build_async, _close_loop_client, settings=_SETTINGS
+_async_clients: ManagedPerLoop[redis.asyncio.Redis] = ManagedPerLoop(
+    "redis (async)", _build_async, lambda client: client.aclose(), settings=_SETTINGS
 )

@@ -18,6 +18,7 @@ from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
+from .fake_openai import fake_openai  # noqa: F401  # a fixture
 from .processes import ROOT, Project, PythonRunner
 from .servers import PostgresServer, RedisServer, Server
 

@@ -35,6 +35,9 @@ class Client:
     def close(self) -> None:
         self.closed += 1
 
+    async def aclose(self) -> None:
+        self.closed += 1
+
 
 @pytest.fixture
 def managed() -> Managed[Client]:
@@ -43,7 +46,7 @@ def managed() -> Managed[Client]:
 
 @pytest.fixture
 def per_loop() -> ManagedPerLoop[Client]:
-    return ManagedPerLoop("test", Client, Client.close)
+    return ManagedPerLoop("test", Client, Client.aclose)
 
 
 # Managed -----------------------------------------------------------------------------
@@ -311,7 +314,7 @@ def test_clients_of_ended_loops_are_dropped(per_loop):
     for _ in range(5):
         asyncio.run(use())
 
-    assert len(per_loop._clients) == 1
+    assert len(per_loop._held._clients) == 1
 
 
 def test_outside_of_a_loop_there_is_no_client(per_loop):
@@ -327,10 +330,18 @@ def test_close_reaches_the_clients_of_all_loops(per_loop):
 
     clients = [loop.run_until_complete(use()) for loop in loops]
     per_loop.close("a")
+    for loop in loops:
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
 
     assert [client.closed for client in clients] == [1, 1]
-    for loop in loops:
-        loop.close()
+
+
+def test_a_client_is_closed_by_the_end_of_its_loop(per_loop):
+    async def use() -> Client:
+        return per_loop.get("a")
+
+    assert asyncio.run(use()).closed == 1
 
 
 # Privacy -----------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from django.db import models, transaction
 from django.db.models import Max
 from django.utils import timezone
 
-from .. import conf, embedded, openai_service
-from . import capture
+from .. import conf, embedded
+from .capture import backlog
 from .declaration import Embeddings
 from .models import Change, Space
 
@@ -33,6 +33,8 @@ class Declared:
 
 def declared(index: Embeddings) -> Declared:
     """Return the space that the code and the settings ask for; no I/O."""
+    from .. import openai_service  # not loaded by every process that has the app
+
     model, dimensions = openai_service.embedding_space(
         index.alias, index.embedding_model, index.dimensions
     )
@@ -88,10 +90,10 @@ def ensure(index: Embeddings, alias: str) -> Space:
         _retire_unfinished(index, alias, space)
         if current is None:
             space.state, space.activated_at = Space.State.ACTIVE, timezone.now()
-            capture.enqueue_unnoted(index, alias)
+            backlog.enqueue_unnoted(index, alias)
         else:
             space.state = Space.State.BUILDING
-            capture.enqueue_all(index, alias)
+            backlog.enqueue_all(index, alias)
             space.backfill_to = Change.objects.using(alias).aggregate(last=Max("id"))["last"] or 0
         space.save(using=alias)
     logger.info("%s: new space %s of %s", index.label, space.pk, space.model)

@@ -20,6 +20,7 @@ from ..exceptions import ServiceError
 from ..privacy import Texts
 from ..signals import embeddings_synced
 from . import capture, claims, spaces
+from .capture.backlog import enqueue_all
 from .chunking import Piece, SourceText, chunk
 from .claims import Claim
 from .declaration import Embeddings, get_index, indexes_on
@@ -178,7 +179,7 @@ def _mend_capture(alias: str) -> None:
     """Install missing triggers, and note what may have changed without them."""
     with transaction.atomic(using=alias):
         for label in capture.install(alias):
-            capture.enqueue_all(get_index(label), alias)
+            enqueue_all(get_index(label), alias)
 
 
 @contextlib.contextmanager

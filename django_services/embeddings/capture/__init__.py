@@ -19,7 +19,6 @@ from django.db.models.signals import post_migrate, pre_migrate
 
 from ..declaration import Embeddings, indexes_on
 from . import sqlite
-from .backlog import enqueue_all, enqueue_unnoted, forget_gone
 from .mend import repeat_without_broken_triggers, wrap_connections
 
 
@@ -67,7 +66,7 @@ def install(alias: str) -> list[str]:
 
     Returns:
         Labels of the indexes of which a trigger was missing or altered and is
-        installed now: their sources may have changed unseen (`enqueue_all`).
+        installed now: their sources may have changed unseen (`backlog.enqueue_all`).
     """
     connection = connections[alias]
     vendor = CAPTURE.get(connection.vendor)
@@ -96,9 +95,6 @@ def missing(alias: str) -> list[str]:
 __all__ = [
     "CAPTURE",
     "connect",
-    "enqueue_all",
-    "enqueue_unnoted",
-    "forget_gone",
     "install",
     "missing",
     "uninstall",

@@ -9,7 +9,7 @@ from django.db import connection, migrations, router
 from django.db.migrations import Migration
 
 from django_services.embeddings import capture
-from django_services.embeddings.capture import migrate, sqlite
+from django_services.embeddings.capture import backlog, migrate, sqlite
 from django_services.embeddings.declaration import indexes_on
 from django_services.embeddings.models import Change
 from tests.testapp.models import Article, Author, Book, Review, Tag
@@ -386,6 +386,6 @@ def test_enqueue_all_notes_every_source_and_forgets_those_that_are_gone():
     Change.objects.all().delete()
     Change.objects.create(index=ARTICLE, source="999")
 
-    assert capture.enqueue_all(index, "default") == 2
+    assert backlog.enqueue_all(index, "default") == 2
     assert changed(ARTICLE) == sorted([str(articles[0].id), str(articles[2].id)])
     assert chunks_of(index) == [kept]
