@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from django.contrib import admin, messages
 from django.db import transaction
@@ -44,7 +44,8 @@ class SearchAdmin(AnyModelAdmin):
             return queryset, False
         try:
             # On any queryset, also of a manager that knows no search.
-            found = SearchQuerySet.search(queryset, search_term, index=self.search_index)
+            rows = cast("SearchQuerySet[Any]", queryset)
+            found = SearchQuerySet.search(rows, search_term, index=self.search_index)
             found.exists()  # what the service refuses, it refuses here
         except ServiceError as error:
             self.message_user(request, str(error), messages.ERROR)

@@ -39,7 +39,8 @@ EXIT_INTERRUPTED = 130
 
 def plain(stream: Any) -> TextIO:
     """Return the stream under Django's wrapper, which ends every write with a newline."""
-    return getattr(stream, "_out", stream)
+    inner: TextIO = getattr(stream, "_out", stream)
+    return inner
 
 
 class _Console(Console):

@@ -391,7 +391,7 @@ class Command(BaseCommand):
 def _verb(verbs: Any, name: str, help_text: str) -> CommandParser:
     parser: CommandParser = verbs.add_parser(name, help=help_text, description=help_text)
     for names in _BASE_OPTIONS:
-        action = {"action": "store_true"} if names[-1] in _FLAGS else {}
+        action: dict[str, Any] = {"action": "store_true"} if names[-1] in _FLAGS else {}
         # Left out they must not undo what stands before the verb.
         parser.add_argument(*names, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **action)
     return parser
