@@ -18,15 +18,14 @@ from django.db.models.lookups import (
     LessThan,
     LessThanOrEqual,
 )
-from django.db.models.sql.where import AND
 
 from .models import ChunkChange
-from .search_query import IsAmong, SearchDistance, SearchQuery, SearchScore
+from .search_query import SearchDistance, SearchQuery, SearchScore
 
 #: Vendors whose vectors this process keeps in memory.
 IN_MEMORY = frozenset({"sqlite"})
 #: Sources that may be deleted between plan and statement, without a slice missing any.
-SPARE = 8
+SPARE = 2
 #: The first try takes so many candidates for each hit wanted, and so many at least.
 CANDIDATES_PER_HIT = 4
 FEWEST_CANDIDATES = 50
@@ -114,7 +113,7 @@ def _tried(
 
 def _passing(query: SearchQuery, connection: BaseDatabaseWrapper, ids: list[int]) -> set[int]:
     probe = query.keys_only(query.chunk_id())
-    probe.where.add(IsAmong(query.chunk_id(), ids), AND)
+    probe.name_chunks(ids)
     return set(_first_column(probe, connection))
 
 

@@ -9,6 +9,7 @@ time that the statement takes and never its rows.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import BigIntegerField, F, FloatField, Func, Q
+from django.db.models import BigIntegerField, F, FloatField, Func, Q, Value
 from django.db.models.expressions import Col, Expression, OrderBy, RawSQL
 from django.db.models.lookups import In
 from django.db.models.query_utils import FilteredRelation
@@ -206,7 +207,8 @@ class SearchDistance(Func):
         target = _target(self.search, compiler, connection)
         if target is None:
             return "NULL", []
-        distance = CosineDistance(self.get_source_expressions()[0], target.vector)
+        vector = Value(target.vector, output_field=VectorField())
+        distance = CosineDistance(self.get_source_expressions()[0], vector)
         sql, params = compiler.compile(distance)
         return self.template.format(sql), list(params)
 
@@ -282,7 +284,7 @@ class IsNearestOfSource(_Condition):
         own, closer = self.chunk_id.alias, "closer"
         space, space_params = compiler.compile(SearchedSpace(self.search))
         distances = [
-            compiler.compile(SearchDistance(_vector_of(self.search, alias), self.search))
+            compiler.compile(SearchDistance(_column(self.search, alias, "vector"), self.search))
             for alias in (closer, own)
         ]
         (near, near_params), (far, far_params) = distances
@@ -295,10 +297,8 @@ class IsNearestOfSource(_Condition):
         return sql, [*space_params, *near_params, *far_params]
 
 
-def _vector_of(search: Search, alias: str) -> Col:
-    field = search.index.chunk_model._meta.get_field("vector")
-    assert isinstance(field, VectorField)
-    return Col(alias, field)
+def _column(search: Search, alias: str, name: str) -> Col:
+    return Col(alias, search.index.chunk_model._meta.get_field(name))
 
 
 # The query
@@ -325,8 +325,8 @@ class SearchQuery(Query):
             FilteredRelation(search.index.query_name, condition=Q(**space)), CHUNK
         )
         self.add_annotation(SearchDistance(F(f"{CHUNK}__vector"), search), DISTANCE)
-        self.add_annotation(SearchScore(F(f"{CHUNK}__vector"), search), SCORE)
-        self.add_annotation(F(f"{CHUNK}__text"), PASSAGE)
+        self.add_annotation(SearchScore(_column(search, self.chunk_alias, "vector"), search), SCORE)
+        self.add_annotation(_column(search, self.chunk_alias, "text"), PASSAGE)
         self.clear_ordering(force=True)
         self.add_ordering(DISTANCE, "pk")
 
@@ -453,7 +453,7 @@ class SearchQuery(Query):
         if ids is None:
             query._restrict_to_nearest()
         else:
-            query.where.add(IsAmong(query.chunk_id(), ids), AND)
+            query.name_chunks(ids)
         return query
 
     def without_order(self) -> SearchQuery:
@@ -468,7 +468,7 @@ class SearchQuery(Query):
 
     def chunk_id(self) -> Col:
         assert self.search is not None
-        return Col(self.chunk_alias, self.search.index.chunk_model._meta.get_field("id"))
+        return _column(self.search, self.chunk_alias, "id")
 
     def source_key(self) -> Col:
         """The column of the source that its chunks point to."""
@@ -514,6 +514,16 @@ class SearchQuery(Query):
         query.alias_refcount[query.chunk_alias] = 0
         return query
 
+    def name_chunks(self, ids: list[int]) -> None:
+        """Leave only chunks of these ids, which are of the space that is searched."""
+        self.where.add(IsAmong(self.chunk_id(), ids), AND)
+        # With a condition on the space, SQLite would go through all of its chunks.
+        alias = self.chunk_alias
+        join = copy.copy(self.alias_map[alias])
+        join.filtered_relation = join.filtered_relation.clone()
+        join.filtered_relation.resolved_condition = WhereNode()
+        self.alias_map[alias] = join
+
     def _join_chunks(self) -> None:
         alias = self.chunk_alias
         # Counting drops the annotations that the join was made for; and a source
@@ -532,7 +542,7 @@ class SearchQuery(Query):
             return
         hits = self.keys_only(self.chunk_id())
         hits.where.add(nearest, AND)
-        distance = SearchDistance(_vector_of(self.search, self.chunk_alias), self.search)
+        distance = SearchDistance(_column(self.search, self.chunk_alias, "vector"), self.search)
         hits.standard_ordering = True
         hits.order_by = (distance.asc(), self.source_key().asc())
         hits.set_limits(high=wanted)

@@ -5,6 +5,7 @@ A key is a row's primary key as text, as the triggers write it.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.db import connections, models
 from django.db.models import Q
+from django.db.models.expressions import RawSQL
 from django.utils.functional import Promise
 
 from ..exceptions import InvalidInput, ServiceError
 from .chunking import CONTEXT_LIMIT, SourceText
 from .declaration import Embeddings
-from .statements import Statements
+from .statements import LISTS, Statements
 
 #: Joins the values of a multi-valued lookup, such as the names of an article's tags.
 VALUES_SEPARATOR = ", "
@@ -49,6 +51,13 @@ class Keys:
 
     def to_values(self, keys: Iterable[str]) -> list[Any]:
         return [value for value in map(self.to_value, keys) if value is not None]
+
+    def among(self, keys: Sequence[str]) -> Any:
+        """Return the keys as what ``pk__in`` takes."""
+        as_list = LISTS.get(self._connection.vendor)
+        if as_list is None:
+            return self.to_values(keys)
+        return RawSQL(as_list[1:-1], [json.dumps(self.to_stored(keys))])  # noqa: S611 - a constant
 
     def to_stored(self, keys: Iterable[str]) -> list[Any]:
         """Return the keys as parameters of plain SQL; ``str`` takes them back to keys."""
@@ -92,7 +101,7 @@ def read_texts(
     text cannot be made stands with the error that says why.
     """
     translate = Keys(index, alias)
-    chosen = embedded_rows(index, alias).filter(pk__in=translate.to_values(keys))
+    chosen = embedded_rows(index, alias).filter(pk__in=translate.among(keys))
     if index.text is not None:
         return {translate.to_text(row.pk): _called(index, row) for row in chosen.distinct()}
     single = [path for path in index.fields if not is_multi_valued(index.model, path)]

@@ -17,9 +17,11 @@ from django.utils import timezone
 from .. import conf, embedded
 from .capture import backlog
 from .declaration import Embeddings
-from .models import Change, Space
+from .models import Change, ChunkChange, Space
 
 logger = logging.getLogger(__name__)
+
+LOG_LENGTH = 10_000  # notes of written chunks that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,18 @@ def activate_if_built(index: Embeddings, alias: str) -> Space | None:
         building.save(using=alias)
     logger.info("%s: switched to space %s of %s", index.label, building.pk, building.model)
     return building
+
+
+def trim_log(alias: str) -> None:
+    """Delete old notes of written chunks, but the newest of each space.
+
+    Who has not followed the log for so long reads the space anew.
+    """
+    log = ChunkChange.objects.using(alias)
+    last = log.aggregate(last=Max("id"))["last"] or 0
+    if last > LOG_LENGTH:
+        newest = log.values("space").annotate(newest=Max("id")).values("newest")
+        log.filter(id__lte=last - LOG_LENGTH).exclude(id__in=list(newest)).delete()
 
 
 def _is_backfilling(space: Space, alias: str) -> bool:

@@ -6,7 +6,8 @@ keys, of which it would prepare every value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.db import connections, models
@@ -20,7 +21,11 @@ CLOCK = {
     "postgresql": "extract(epoch from clock_timestamp())",
 }
 
-#: Values in one IN list; SQLite's oldest limit is 999 parameters.
+#: vendor -> a list of numbers or texts that is one parameter, as JSON: it has no
+#: limit, and nothing is prepared value by value.
+LISTS = {"sqlite": "(SELECT value FROM json_each(%s))"}
+
+#: Values in any other list; SQLite's oldest limit is 999 parameters.
 IN_LIST = 900
 
 
@@ -70,23 +75,29 @@ class Statements:
 
     def run_in(
         self, sql: str, values: Sequence[Any], parameters: Sequence[Any] = ()
-    ) -> Iterator[tuple[Any, ...]]:
-        """Run a statement for many values and yield its rows.
+    ) -> list[tuple[Any, ...]]:
+        """Run a statement for many values and return its rows.
 
         Args:
             sql: Its last parameters are the list: ``… AND id IN {values}``.
-            values: As the database takes them.
+            values: Numbers, texts or bytes, as the database takes them.
             parameters: Those before the list.
         """
+        found = []
+        for places, part in self._lists(values):
+            found += self.run(sql.replace("{values}", places), [*parameters, *part])
+        return found
+
+    def _lists(self, values: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
+        """Yield SQL for lists that hold the values, and their parameters."""
+        if not values:
+            return
+        if self.connection.vendor in LISTS and not isinstance(values[0], bytes):
+            yield LISTS[self.connection.vendor], [json.dumps(values)]
+            return
         for at in range(0, len(values), IN_LIST):
             part = values[at : at + IN_LIST]
-            places = f"({', '.join(['%s'] * len(part))})"
-            yield from self.run(sql.replace("{values}", places), [*parameters, *part])
-
-    def run_for(self, sql: str, values: Iterable[Any], parameters: Sequence[Any] = ()) -> None:
-        """Run a statement without rows for many values, as `run_in` does."""
-        for _ in self.run_in(sql, list(values), parameters):
-            pass
+            yield f"({', '.join(['%s'] * len(part))})", part
 
     def _quoted(self, model: type[models.Model]) -> str:
         return self.connection.ops.quote_name(model._meta.db_table)

@@ -78,6 +78,7 @@ def sync(
     indexes: Sequence[Embeddings] | None = None,
     *,
     alias: str,
+    batch_size: int | None = None,
     progress: Callable[[Embeddings, Report], object] | None = None,
 ) -> Report:
     """Bring every pending source of a database in step.
@@ -88,6 +89,7 @@ def sync(
     Args:
         indexes: The declarations; all of the database if None.
         alias: The database.
+        batch_size: Sources claimed at once; else ``EMBEDDINGS["BATCH_SIZE"]``.
         progress: Called after each batch with the declaration and its batch.
 
     Raises:
@@ -98,7 +100,13 @@ def sync(
     _mend_capture(alias)
     for index in indexes_on(alias) if indexes is None else indexes:
         spaces.ensure(index, alias)
-        total.add(_drain(index, alias, progress))
+        for batch in _batches(index, alias, batch_size or conf.embeddings().batch_size):
+            total.add(batch)
+            if progress is not None:
+                progress(index, batch)
+        if spaces.activate_if_built(index, alias):
+            total.activated.append(index.label)
+    spaces.trim_log(alias)
     return total
 
 
@@ -162,17 +170,9 @@ def store(work: Work) -> Report:
     return report
 
 
-def _drain(
-    index: Embeddings, alias: str, progress: Callable[[Embeddings, Report], object] | None
-) -> Report:
-    total = Report()
-    while report := sync_batch(index, alias, limit=conf.embeddings().batch_size):
-        total.add(report)
-        if progress is not None:
-            progress(index, report)
-    if spaces.activate_if_built(index, alias):
-        total.activated.append(index.label)
-    return total
+def _batches(index: Embeddings, alias: str, size: int) -> Iterator[Report]:
+    while report := sync_batch(index, alias, limit=size):
+        yield report
 
 
 def _mend_capture(alias: str) -> None:
@@ -307,7 +307,7 @@ def _remove(claim: Claim, diff: Diff, keys: Iterable[str]) -> int:
     keys = set(keys)
     ids = [chunk_id for key, chunk_id in diff.stale if key in keys]
     statements = Statements(claim.alias, claim.index)
-    statements.run_for("DELETE FROM {chunk} WHERE id IN {values}", ids)
+    statements.run_in("DELETE FROM {chunk} WHERE id IN {values}", ids)
     return len(ids)
 
 

@@ -3,10 +3,10 @@ import pytest
 from django_services import embedded
 from django_services.embeddings import spaces, sync
 from django_services.embeddings.declaration import get_index
-from django_services.embeddings.models import Space
+from django_services.embeddings.models import Change, ChunkChange, Space
 from django_services.embeddings.status import status
 from django_services.testing import embed_pending
-from tests.testapp.models import Article
+from tests.testapp.models import Article, Product
 
 from .conftest import assert_invariants, stored_contents
 
@@ -45,8 +45,6 @@ def test_the_first_space_is_active_from_its_beginning(index):
 
 def test_the_first_space_takes_in_rows_that_were_never_noted(index):
     Article.objects.bulk_create([Article(title="before the app was installed")])
-    from django_services.embeddings.models import Change
-
     Change.objects.all().delete()
 
     embed_pending()
@@ -148,3 +146,18 @@ def test_a_space_of_a_remote_model_cannot_be_embedded_without_its_key(index):
     space = Space(index=index.label, model="text-embedding-3-small", dimensions=1536)
 
     assert not spaces.can_be_embedded(space, index)
+
+
+def test_the_log_of_chunks_keeps_its_end_and_each_spaces_newest(index, articles, monkeypatch):
+    monkeypatch.setattr(spaces, "LOG_LENGTH", 3)
+    Product.objects.create(description="of another space", sku="1")
+    embed_pending()
+    Article.objects.update(body="more")
+
+    embed_pending()
+
+    last = ChunkChange.objects.latest("id").id
+    kept = list(ChunkChange.objects.order_by("id").values_list("id", flat=True))
+    assert kept[-3:] == [last - 2, last - 1, last]
+    assert len(kept) == 4
+    assert ChunkChange.objects.values("space").distinct().count() == 2
