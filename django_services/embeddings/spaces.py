@@ -125,7 +125,7 @@ def trim_log(alias: str) -> None:
     log = ChunkChange.objects.using(alias)
     last = log.aggregate(last=Max("id"))["last"] or 0
     if last > LOG_LENGTH:
-        newest = log.values("space").annotate(newest=Max("id")).values("newest")
+        newest = log.values("space").annotate(newest=Max("id")).values_list("newest", flat=True)
         log.filter(id__lte=last - LOG_LENGTH).exclude(id__in=list(newest)).delete()
 
 
