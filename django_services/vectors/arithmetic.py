@@ -1,15 +1,16 @@
 """Distances between vectors, exact to the bit wherever they are computed.
 
-Imported with the first distance, since it needs numpy. SQLite's functions and
-the cached matrix share it: were they to differ in the last digit, a page of
-hits could miss a row that the page before it did not have.
+Imported with the first distance, since it needs numpy. SQLite's functions take
+one row at a time, the cached matrix takes many: were they to differ in the last
+digit, a page of hits could miss a row that the page before it did not have. So
+sums are added up in one way, and the rest is IEEE arithmetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np  # noqa: TID253
 import numpy.typing as npt
@@ -18,7 +19,8 @@ from ..exceptions import DimensionMismatch
 
 Vectors = npt.NDArray[np.float32]
 Numbers = npt.NDArray[np.float64]
-Metric = Callable[[Numbers, Numbers], Numbers]
+
+# Of many rows with one query
 
 
 def cosine_distances(rows: Numbers, query: Numbers) -> Numbers:
@@ -27,25 +29,11 @@ def cosine_distances(rows: Numbers, query: Numbers) -> Numbers:
     A zero vector has no direction and is infinitely far from everything.
     """
     lengths = np.sqrt(_sums(rows * rows) * _sums(query * query))
-    products = _sums(rows * query)
-    if not lengths.all():
-        nowhere = lengths == 0
-        return np.where(nowhere, np.inf, 1.0 - products / np.where(nowhere, 1.0, lengths))
-    return np.asarray(1.0 - products / lengths)
-
-
-def l2_distances(rows: Numbers, query: Numbers) -> Numbers:
-    difference = rows - query
-    return np.asarray(np.sqrt(_sums(difference * difference)))
-
-
-def negative_inner_products(rows: Numbers, query: Numbers) -> Numbers:
-    return np.asarray(-_sums(rows * query))
-
-
-def _sums(rows: Numbers) -> Any:
-    # Unlike a BLAS product it adds up a row in the same order alone and among others.
-    return np.add.reduce(rows, axis=-1)
+    nowhere = lengths == 0
+    lengths[nowhere] = 1.0
+    distances: Numbers = 1.0 - _sums(rows * query) / lengths
+    distances[nowhere] = np.inf
+    return distances
 
 
 def widened(vectors: Vectors) -> Numbers:
@@ -53,16 +41,45 @@ def widened(vectors: Vectors) -> Numbers:
     return np.ascontiguousarray(vectors, dtype=np.float64)
 
 
-def distance(metric: Metric, left: bytes, right: bytes) -> float:
-    """Return the distance of two encoded vectors."""
-    if len(left) != len(right):
-        raise DimensionMismatch(
-            f"Vectors of {len(left) // 4} and of {len(right) // 4} dimensions have no distance."
-        )
-    return float(metric(widened(np.frombuffer(left, dtype="<f4")), _query(right)))
+# Of one row with one query, both encoded
+
+
+def cosine_distance(left: bytes, right: bytes) -> float:
+    """Return the distance that `cosine_distances` returns."""
+    row, query = _row(left, right), _query(right)
+    length = math.sqrt(float(_sums(row * row)) * query.squares)
+    return 1.0 - float(_sums(row * query.numbers)) / length if length else math.inf
+
+
+def l2_distance(left: bytes, right: bytes) -> float:
+    difference = _row(left, right) - _query(right).numbers
+    return math.sqrt(float(_sums(difference * difference)))
+
+
+def negative_inner_product(left: bytes, right: bytes) -> float:
+    return -float(_sums(_row(left, right) * _query(right).numbers))
+
+
+class _Query(NamedTuple):
+    numbers: Numbers
+    squares: float  # their sum
 
 
 # The right side of a statement's distance is the same for every row.
 @lru_cache(maxsize=64)
-def _query(value: bytes) -> Numbers:
-    return widened(np.frombuffer(value, dtype="<f4"))
+def _query(value: bytes) -> _Query:
+    numbers = widened(np.frombuffer(value, dtype="<f4"))
+    return _Query(numbers, float(_sums(numbers * numbers)))
+
+
+def _row(left: bytes, right: bytes) -> Numbers:
+    if len(left) != len(right):
+        raise DimensionMismatch(
+            f"Vectors of {len(left) // 4} and of {len(right) // 4} dimensions have no distance."
+        )
+    return np.frombuffer(left, dtype="<f4").astype(np.float64)
+
+
+def _sums(rows: Numbers) -> Any:
+    # Unlike a BLAS product it adds up a row in the same order alone and among others.
+    return np.add.reduce(rows, axis=-1)

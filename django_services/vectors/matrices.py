@@ -22,7 +22,7 @@ from django.db import connections
 from .. import conf
 from ..exceptions import DimensionMismatch
 from .encoding import ITEM_SIZE
-from .matrix import Matrix, Row, room_for
+from .matrix import Matrix, Rows, room_for
 
 logger = logging.getLogger(__name__)
 
@@ -214,15 +214,18 @@ def _changed_since(collection: Collection, seen: Position, limit: int) -> list[i
     return list({row[0] for row in found}) if len(found) <= limit else None
 
 
-def _read_rows(collection: Collection, ids: Sequence[int]) -> list[Row]:
-    found: list[Row] = []
+def _read_rows(collection: Collection, ids: Sequence[int]) -> Rows:
+    tables, quote = collection.tables, connections[collection.alias].ops.quote_name
+    found: list[Any] = []
     for start in range(0, len(ids), PARAMETERS):
         some = ids[start : start + PARAMETERS]
         places = ", ".join(["%s"] * len(some))
-        id_column = connections[collection.alias].ops.quote_name(collection.tables.id)
-        sql = f"{_select(collection)} AND {id_column} IN ({places})"
-        found += _rows(collection, _read(collection, sql, [collection.part, *some]))
-    return found
+        sql = (
+            f"SELECT {_columns(collection)} FROM {quote(tables.vectors)} "
+            f"WHERE {quote(tables.id)} IN ({places}) AND +{quote(tables.part)} = %s"
+        )
+        found += _read(collection, sql, [*some, collection.part])
+    return _rows(collection, found)
 
 
 def _build(collection: Collection) -> Matrix | None:
@@ -246,32 +249,35 @@ def _build(collection: Collection) -> Matrix | None:
     return Matrix.build(collection.dimensions, capacity, _read_batches(collection))
 
 
-def _read_batches(collection: Collection) -> Iterator[Sequence[Row]]:
-    # In the order of the primary key, in which SQLite reads the table anyway.
-    id_column = connections[collection.alias].ops.quote_name(collection.tables.id)
+def _read_batches(collection: Collection) -> Iterator[Rows]:
+    tables, quote = collection.tables, connections[collection.alias].ops.quote_name
     with connections[collection.alias].cursor() as cursor:
-        cursor.execute(f"{_select(collection)} ORDER BY {id_column}", [collection.part])
+        # The plus keeps SQLite from an index: by it every row is a look-up of its own.
+        cursor.execute(
+            f"SELECT {_columns(collection)} FROM {quote(tables.vectors)} "
+            f"WHERE +{quote(tables.part)} = %s ORDER BY {quote(tables.id)}",
+            [collection.part],
+        )
         while batch := cursor.fetchmany(READ_SIZE):
             yield _rows(collection, batch)
 
 
-def _select(collection: Collection) -> str:
+def _columns(collection: Collection) -> str:
     tables, quote = collection.tables, connections[collection.alias].ops.quote_name
-    columns = ", ".join(map(quote, (tables.id, tables.key, tables.vector)))
-    return f"SELECT {columns} FROM {quote(tables.vectors)} WHERE {quote(tables.part)} = %s"
+    return ", ".join(map(quote, (tables.id, tables.key, tables.vector)))
 
 
-def _rows(collection: Collection, found: Sequence[Any]) -> list[Row]:
+def _rows(collection: Collection, found: Sequence[Any]) -> Rows:
+    ids, keys, vectors = zip(*found, strict=True) if found else ((), (), ())
     length = collection.dimensions * ITEM_SIZE
-    rows = [Row._make(row) for row in found]
-    for row in rows:
-        if len(row.vector) != length:
-            raise DimensionMismatch(
-                f"Row {row.id} of {collection.tables.vectors} holds a vector of "
-                f"{len(row.vector) // ITEM_SIZE} dimensions among those of "
-                f"{collection.dimensions}. Run: manage.py embeddings reconcile"
-            )
-    return rows
+    if set(map(len, vectors)) - {length}:
+        id_, wrong = next((i, v) for i, v in zip(ids, vectors, strict=True) if len(v) != length)
+        raise DimensionMismatch(
+            f"Row {id_} of {collection.tables.vectors} holds a vector of "
+            f"{len(wrong) // ITEM_SIZE} dimensions among those of {collection.dimensions}. "
+            "Run: manage.py embeddings reconcile"
+        )
+    return Rows(ids, keys, vectors)
 
 
 def _read(collection: Collection, sql: str, params: list[Any]) -> list[Any]:

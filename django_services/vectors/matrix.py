@@ -31,12 +31,12 @@ SMALL_PART = 1 / 8
 MOST_DEAD = 1 / 4
 
 
-class Row(NamedTuple):
-    """A row as the database returns it."""
+class Rows(NamedTuple):
+    """Rows as the database returns them, column by column."""
 
-    id: int
-    key: Key  # of its group, as the database stores it
-    vector: bytes
+    ids: Sequence[int]
+    keys: Sequence[Key]  # of their groups, as the database stores them
+    vectors: Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,12 @@ class Storage:
     def has_room(self, count: int) -> bool:
         return self.used + count <= len(self.ids)
 
-    def add(self, rows: Sequence[Row]) -> slice:
+    def add(self, rows: Rows) -> slice:
         """Write rows behind the last one; returns where they stand."""
-        ids = np.fromiter((row.id for row in rows), np.int64, len(rows))
-        groups = np.fromiter(map(self._group, (row.key for row in rows)), np.int64, len(rows))
-        joined = b"".join([row.vector for row in rows])
-        vectors = np.frombuffer(joined, dtype="<f4").reshape(len(rows), self.dimensions)
-        return self._write(ids, groups, vectors)
+        ids = np.array(rows.ids, dtype=np.int64)
+        groups = np.array(list(map(self._group, rows.keys)), dtype=np.int64)
+        vectors = np.frombuffer(b"".join(rows.vectors), dtype="<f4")
+        return self._write(ids, groups, vectors.reshape(len(ids), self.dimensions))
 
     def add_from(self, other: Storage, rows: Ints) -> None:
         """Copy rows of another storage."""
@@ -131,7 +130,7 @@ class Matrix:
         self._place_of_group[self._members] = np.arange(len(self._members))
 
     @classmethod
-    def build(cls, dimensions: int, capacity: int, batches: Iterable[Sequence[Row]]) -> Matrix:
+    def build(cls, dimensions: int, capacity: int, batches: Iterable[Rows]) -> Matrix:
         """Return the matrix of rows that come in batches.
 
         Args:
@@ -141,8 +140,8 @@ class Matrix:
         """
         storage = Storage(dimensions, capacity)
         for batch in batches:
-            if not storage.has_room(len(batch)):
-                larger = Storage(dimensions, 2 * (storage.used + len(batch)))
+            if not storage.has_room(len(batch.ids)):
+                larger = Storage(dimensions, 2 * (storage.used + len(batch.ids)))
                 larger.add_from(storage, np.arange(storage.used))
                 storage = larger
             storage.add(batch)
@@ -155,7 +154,7 @@ class Matrix:
     def group_count(self) -> int:
         return len(self._members)
 
-    def changed(self, ids: Collection[int], rows: Sequence[Row]) -> Matrix:
+    def changed(self, ids: Collection[int], rows: Rows) -> Matrix:
         """Return the matrix in which some rows were written or deleted.
 
         Args:
@@ -166,11 +165,11 @@ class Matrix:
         kept = self._live[~np.isin(live_ids, np.fromiter(ids, np.int64, len(ids)))]
         storage = self.storage
         with storage.lock:
-            if storage.has_room(len(rows)) and not self._is_mostly_dead(kept):
+            if storage.has_room(len(rows.ids)) and not self._is_mostly_dead(kept):
                 added = storage.add(rows)
                 live = np.concatenate([kept, np.arange(added.start, added.stop)])
                 return Matrix(storage, _by_group(storage, live))
-        storage = Storage(self.storage.dimensions, room_for(len(kept) + len(rows)))
+        storage = Storage(self.storage.dimensions, room_for(len(kept) + len(rows.ids)))
         storage.add_from(self.storage, kept)
         storage.add(rows)
         return Matrix(storage, _by_group(storage, np.arange(storage.used)))
@@ -217,8 +216,10 @@ class Matrix:
             live, starts = self._rows_of(places)
         storage = self.storage
         if len(live) < self.used * SMALL_PART:
-            return (storage.vectors[live] @ unit) * storage.scales[live], starts
-        scores = storage.vectors[: self.used] @ unit
+            return np.vecdot(storage.vectors[live], unit) * storage.scales[live], starts
+        # Row by row, in this thread. A matrix product would wait for BLAS's threads: with
+        # the other cores busy, as they are on a web server, that took 16 ms, not 0.4 ms.
+        scores: Scores = np.vecdot(storage.vectors[: self.used], unit)
         scores *= storage.scales[: self.used]
         return (scores if places is None and self._is_whole else scores[live]), starts
 

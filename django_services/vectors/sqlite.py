@@ -14,9 +14,9 @@ from django.db.backends.signals import connection_created
 
 #: SQL function -> the function of `arithmetic` behind it.
 FUNCTIONS = {
-    "vector_cosine_distance": "cosine_distances",
-    "vector_l2_distance": "l2_distances",
-    "vector_negative_inner_product": "negative_inner_products",
+    "vector_cosine_distance": "cosine_distance",
+    "vector_l2_distance": "l2_distance",
+    "vector_negative_inner_product": "negative_inner_product",
 }
 
 
@@ -33,11 +33,23 @@ def _register(connection: BaseDatabaseWrapper, **_: Any) -> None:
 
 
 def _function(metric: str) -> Callable[[bytes | None, bytes | None], float | None]:
-    def call(left: bytes | None, right: bytes | None) -> float | None:
-        from . import arithmetic  # numpy loads with the first distance
+    """Return the function of one connection, which one thread uses at a time."""
+    last: tuple[bytes | None, bytes | None, float | None] = (None, None, None)
 
-        if left is None or right is None:
-            return None
-        return arithmetic.distance(getattr(arithmetic, metric), left, right)
+    def call(left: bytes | None, right: bytes | None) -> float | None:
+        nonlocal last
+        # A statement that selects the distance and the score asks twice for each row.
+        if left != last[0] or right != last[1]:
+            last = left, right, _measured(metric, left, right)
+        return last[2]
 
     return call
+
+
+def _measured(metric: str, left: bytes | None, right: bytes | None) -> float | None:
+    from . import arithmetic  # numpy loads with the first distance
+
+    if left is None or right is None:
+        return None
+    distance: float = getattr(arithmetic, metric)(left, right)
+    return distance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -10,9 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_services.vectors import arithmetic
-from django_services.vectors.matrix import Matrix, Row, room_for
+from django_services.vectors.matrix import Matrix, Rows, room_for
 
 DIMENSIONS = 8
+
+
+class Row(NamedTuple):
+    id: int
+    key: Any
+    vector: bytes
+
+
+def columns(rows):
+    return Rows(*zip(*rows)) if rows else Rows((), (), ())
 
 
 def rows_of(vectors, groups=None, first=1):
@@ -29,13 +40,13 @@ def random_rows(count, groups, seed=0):
 
 
 def matrix_of(rows, capacity=None):
-    return Matrix.build(DIMENSIONS, room_for(len(rows)) if capacity is None else capacity, [rows])
+    return Matrix.build(DIMENSIONS, room_for(len(rows)) if capacity is None else capacity, [columns(rows)])
 
 
 def brute_force(rows, query, wanted, keys=None):
     best = {}
     for row in rows:
-        distance = arithmetic.distance(arithmetic.cosine_distances, row.vector, query)
+        distance = arithmetic.cosine_distance(row.vector, query)
         if keys is None or row.key in keys:
             best[row.key] = min(best.get(row.key, (9.0, 0)), (distance, row.id))
     order = sorted(best, key=lambda key: (best[key][0], key))
@@ -79,7 +90,7 @@ def test_changes_equal_a_new_build(seed, steps):
             rows.pop(id_, None)
         rows.update((row.id, row) for row in written)
 
-        matrix = matrix.changed(ids, written)
+        matrix = matrix.changed(ids, columns(written))
 
         assert len(matrix) == len(rows)
         assert matrix.nearest(QUERY, 5).ids == brute_force(rows.values(), QUERY, 5)
@@ -90,7 +101,8 @@ def test_a_changed_matrix_leaves_the_old_one_as_it_was():
     matrix = matrix_of(rows)
     before = matrix.nearest(QUERY, 10)
 
-    changed = matrix.changed({rows[0].id}, rows_of([np.frombuffer(QUERY, "<f4")], [99], first=1))
+    near = rows_of([np.frombuffer(QUERY, "<f4")], [99], first=1)
+    changed = matrix.changed({rows[0].id}, columns(near))
 
     assert matrix.nearest(QUERY, 10) == before
     assert changed.nearest(QUERY, 1).ids == [1]
@@ -103,7 +115,7 @@ def test_two_changes_of_one_matrix_do_not_meet():
     near = rows_of([np.frombuffer(QUERY, "<f4")], [98], first=100)
     far = rows_of([-np.frombuffer(QUERY, "<f4")], [99], first=101)
 
-    one, other = matrix.changed({100}, near), matrix.changed({101}, far)
+    one, other = matrix.changed({100}, columns(near)), matrix.changed({101}, columns(far))
 
     assert one.nearest(QUERY, 1).ids == [100]
     assert other.nearest(QUERY, 50).ids == brute_force([*rows, *far], QUERY, 50)
@@ -115,7 +127,7 @@ def test_a_storage_of_mostly_dead_rows_is_left():
     matrix = matrix_of(rows)
 
     for start in range(0, 300, 10):
-        matrix = matrix.changed({row.id for row in rows[start : start + 10]}, [])
+        matrix = matrix.changed({row.id for row in rows[start : start + 10]}, columns([]))
 
     assert len(matrix) == 100
     assert matrix.storage.used < 200
@@ -125,7 +137,7 @@ def test_a_storage_of_mostly_dead_rows_is_left():
 def test_more_rows_than_expected_find_room():
     rows = random_rows(500, 100)
 
-    matrix = Matrix.build(DIMENSIONS, 3, [rows[:10], rows[10:300], rows[300:]])
+    matrix = Matrix.build(DIMENSIONS, 3, map(columns, [rows[:10], rows[10:300], rows[300:]]))
 
     assert matrix.nearest(QUERY, 10).ids == brute_force(rows, QUERY, 10)
 
@@ -156,7 +168,7 @@ def test_nothing_is_found_in_nothing():
     empty = matrix_of([])
 
     assert empty.nearest(QUERY, 5).ids == []
-    assert empty.changed({1}, random_rows(1, 1)).nearest(QUERY, 5).ids == [1]
+    assert empty.changed({1}, columns(random_rows(1, 1))).nearest(QUERY, 5).ids == [1]
     assert matrix_of(random_rows(5, 5)).nearest(QUERY, 5, ["unknown"]).ids == []
 
 
@@ -176,7 +188,7 @@ def test_threads_that_change_one_matrix_get_each_their_own():
     def change(number: int) -> None:
         mine = rows_of([np.frombuffer(QUERY, "<f4")], [1000 + number], first=1000 + number)
         for _ in range(20):
-            results[number] = matrix.changed({mine[0].id}, mine).nearest(QUERY, 1).ids
+            results[number] = matrix.changed({mine[0].id}, columns(mine)).nearest(QUERY, 1).ids
 
     threads = [threading.Thread(target=change, args=(number,)) for number in range(4)]
     for thread in threads:
