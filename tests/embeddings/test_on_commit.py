@@ -109,7 +109,9 @@ def test_a_transaction_is_worked_on_once(index, far_end):
     with transaction.atomic():
         for number in range(5):
             Article.objects.create(title=f"Title {number}")
+        waiting = len(connection.run_on_commit)
 
+    assert waiting == 1
     assert len(far_end.calls) == 1
 
 

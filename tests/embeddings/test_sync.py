@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import pytest
 from django.db import IntegrityError, transaction
+from django.db.models import F
 from django.utils.functional import lazystr
 from django.utils.safestring import mark_safe
 
@@ -298,6 +299,18 @@ def test_a_new_text_after_a_failure_starts_anew(index, article, far_end):
     assert status_of(index).fresh == 1
 
 
+def test_attempts_are_counted_anew_after_a_source_was_set_aside(index, article, far_end):
+    far_end.failures["Gzip"] = InvalidRequest("refused")
+    embed_pending()
+    far_end.failures["Gzip"] = InvalidResponse("NaN")
+
+    Article.objects.update(body="more")
+    embed_pending()
+
+    failure = Failure.objects.get()
+    assert (failure.attempts, failure.set_aside) == (1, False)
+
+
 def test_failed_sources_are_replayed(index, article, far_end):
     far_end.failures["Gzip"] = InvalidRequest("refused")
     embed_pending()
@@ -432,6 +445,15 @@ def test_a_limit_bounds_the_sources_of_one_request(index):
 
     assert report.sources == 3
     assert status_of(index).pending == 2
+
+
+@pytest.mark.parametrize(("age", "is_free"), [(299, False), (301, True)])
+def test_a_lease_ends_after_its_term(index, article, age, is_free):
+    claims.claim(index, "default", limit=1)
+
+    Lease.objects.update(expires_at=F("expires_at") - age)
+
+    assert (claims.claim(index, "default", limit=1) is not None) == is_free
 
 
 def test_leases_end_by_the_databases_clock(index, article):
