@@ -162,15 +162,18 @@ def _cached(key: str, dimensions: int) -> bytes | None:
         logger.warning("The cache of query vectors failed: %s", type(error).__name__)
         return None
     # Whoever can write to the cache must not bring more than a wrong vector in.
-    if isinstance(found, bytes) and len(found) == dimensions * encoding.ITEM_SIZE:
-        return found
-    return None
+    if not isinstance(found, bytes) or len(found) != dimensions * encoding.ITEM_SIZE:
+        return None
+    try:
+        return encoding.encode(found)
+    except InvalidInput:
+        return None
 
 
 def _cache(key: str, vector: bytes) -> None:
     settings = conf.embeddings()
     try:
-        caches[settings.query_cache].set(key, vector, settings.query_cache_timeout)
+        caches[settings.query_cache].set(key, bytes(vector), settings.query_cache_timeout)
     except Exception as error:  # noqa: BLE001
         # As above.
         logger.warning("The cache of query vectors failed: %s", type(error).__name__)

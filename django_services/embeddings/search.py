@@ -11,21 +11,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from operator import attrgetter
 from typing import Any, Generic, TypeVar, cast
 
 from django.db import models, transaction
+from django.db.models import Q
 from django.db.models.query import EmptyQuerySet
 
 from ..exceptions import InvalidInput
 from .declaration import Embeddings
 from .models import Chunk, Space
 from .query_vectors import Wanted, WantedLike, WantedText, WantedVector, private
-from .search_query import DISTANCE, PASSAGE, SCORE, Search, SearchQuery
+from .search_query import DISTANCE, PASSAGE, SCORE, SearchQuery
+from .search_target import Search
 
 M = TypeVar("M", bound=models.Model)
 
 MOST_HITS = 1_000_000
 DEFAULT_INDEX = "embeddings"
+ORDER_OF_CHUNKS = ("source", "number")
 BATCH = 500  # keys in one statement; SQLite takes 999 parameters at least
 
 
@@ -102,7 +106,7 @@ class SearchQuerySet(models.QuerySet[M]):
         if self.is_search:
             # A filter by key would choose the hits anew, among this one row.
             self._fetch_all()
-        return super().contains(obj)  # type: ignore[arg-type]
+        return super().contains(obj)
 
     def delete(self) -> tuple[int, dict[str, int]]:
         """Delete the hits, and nothing but them."""
@@ -350,13 +354,13 @@ class InstanceAccessor(models.Manager[Chunk]):
         return self._apply_rel_filters(super().get_queryset())
 
     def _apply_rel_filters(self, chunks: models.QuerySet[Chunk]) -> models.QuerySet[Chunk]:
-        return self._in_active_space(chunks).filter(source=self.instance.pk)
+        return self._in_active_space(chunks).filter(Q(source=self.instance.pk))
 
     def _in_active_space(self, chunks: models.QuerySet[Chunk]) -> models.QuerySet[Chunk]:
         active = Space.objects.using(self._db).filter(
             index=self.index.label, state=Space.State.ACTIVE
         )
-        return chunks.filter(space__in=active).order_by("source", "number")
+        return chunks.filter(space__in=active).order_by(*ORDER_OF_CHUNKS)
 
     def get_prefetch_querysets(
         self, instances: list[models.Model], querysets: list[models.QuerySet[Chunk]] | None = None
@@ -366,12 +370,11 @@ class InstanceAccessor(models.Manager[Chunk]):
             raise ValueError("querysets argument should have a length of 1.")
         chunks = querysets[0] if querysets else super().get_queryset()
         chunks = self._in_active_space(chunks.using(chunks._db or self._db))  # type: ignore[attr-defined]
-        found = chunks.filter(source__in=[instance.pk for instance in instances])
-        key = self.model._meta.get_field("source").attname
+        found = chunks.filter(Q(source__in=[instance.pk for instance in instances]))
         return (
             found,
-            lambda chunk: getattr(chunk, key),
-            lambda instance: instance.pk,
+            attrgetter("source_id"),
+            attrgetter("pk"),
             False,
             self.index.name,
             False,

@@ -8,7 +8,7 @@ among these. Where no plan is exact, the statement finds the hits itself.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import EmptyResultSet
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -21,6 +21,9 @@ from django.db.models.lookups import (
 
 from .models import ChunkChange
 from .search_query import SearchDistance, SearchQuery, SearchScore
+
+if TYPE_CHECKING:
+    from ..vectors.matrix import Matrix  # numpy loads with the first search
 
 #: Vendors whose vectors this process keeps in memory.
 IN_MEMORY = frozenset({"sqlite"})
@@ -49,6 +52,7 @@ def nearest_chunks(query: SearchQuery, connection: BaseDatabaseWrapper) -> list[
         return None
     wanted = query.wanted + (SPARE if query.is_cut_by_slice else 0)
     conditions = query.conditions()
+    found: list[int] | None
     assert query.target is not None
     if not conditions and not _is_restricted_by_joins(query):
         found = matrix.nearest(query.target.vector, wanted).ids
@@ -61,8 +65,8 @@ def nearest_chunks(query: SearchQuery, connection: BaseDatabaseWrapper) -> list[
     return found[:wanted]
 
 
-def _matrix(query: SearchQuery, connection: BaseDatabaseWrapper) -> Any:
-    from ..vectors import matrices  # with it comes numpy
+def _matrix(query: SearchQuery, connection: BaseDatabaseWrapper) -> Matrix | None:
+    from ..vectors import matrices
 
     assert query.search is not None
     assert query.target is not None
@@ -84,12 +88,13 @@ def _matrix(query: SearchQuery, connection: BaseDatabaseWrapper) -> Any:
 def _is_restricted_by_joins(query: SearchQuery) -> bool:
     """Tell whether joins alone may leave sources out, as those to a child's table do."""
     assert query.search is not None
+    assert query.model is not None
     is_child = query.model._meta.concrete_model is not query.search.index.model
     return is_child or bool(query.extra_tables)
 
 
 def _tried(
-    query: SearchQuery, connection: BaseDatabaseWrapper, matrix: Any, wanted: int
+    query: SearchQuery, connection: BaseDatabaseWrapper, matrix: Matrix, wanted: int
 ) -> list[int] | None:
     """Try the nearest sources against the filters; None if too few meet them."""
     assert query.target is not None
@@ -120,7 +125,7 @@ def _passing(query: SearchQuery, connection: BaseDatabaseWrapper, ids: list[int]
 def _among_sources(
     query: SearchQuery,
     connection: BaseDatabaseWrapper,
-    matrix: Any,
+    matrix: Matrix,
     wanted: int,
     conditions: list[Any],
 ) -> list[int] | None:
@@ -132,8 +137,7 @@ def _among_sources(
         return None
     about_source = [node for node in conditions if not query.mentions_chunk(node)]
     keys = _first_column(query.without_chunks(about_source), connection)
-    found: list[int] = matrix.nearest(query.target.vector, wanted, keys).ids
-    return found
+    return matrix.nearest(query.target.vector, wanted, keys).ids
 
 
 def _is_nearer_than(node: Any) -> bool:

@@ -10,12 +10,10 @@ time that the statement takes and never its rows.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from django.db import DatabaseError, connections
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import BigIntegerField, F, FloatField, Func, Q, Value
 from django.db.models.expressions import Col, Expression, OrderBy, RawSQL
@@ -26,14 +24,10 @@ from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.constants import INNER
 from django.db.models.sql.where import AND, ExtraWhere, WhereNode
 
-from .. import conf
-from ..exceptions import InvalidInput, ServiceError
 from ..vectors import CosineDistance, VectorField
-from .declaration import Embeddings
-from .models import ChunkChange, Space
-from .query_vectors import Wanted
+from .search_target import Search, Target
 
-logger = logging.getLogger(__name__)
+Compiled: TypeAlias = tuple[str, tuple[Any, ...]]
 
 CHUNK = "search_chunk"  # the joined chunk: ``values("search_chunk__start")``
 DISTANCE = "search_distance"
@@ -45,144 +39,12 @@ PASSAGE = "search_passage"
 AMONG = {"sqlite": "{} IN (SELECT value FROM json_each(%s))"}
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What one statement searches: fixed when it is compiled."""
-
-    space: int
-    dimensions: int
-    vector: bytes
-    #: Newest row of the space's chunk log, (id, token); (0, b"") where there is none.
-    position: tuple[int, bytes]
-
-    def __repr__(self) -> str:
-        return f"<space {self.space}>"
-
-
-class Search:
-    """One search: what is looked for, in which index. Shared by all its querysets."""
-
-    def __init__(self, index: Embeddings, wanted: Wanted, max_hits: int | None) -> None:
-        self.index = index
-        self.wanted = wanted
-        self._max_hits = max_hits
-        self._vectors: dict[tuple[str, int], bytes] = {}
-        self._latest: dict[str, Target] = {}
-        self._warned = False
-        #: The last error, while no later evaluation succeeded.
-        self.error: ServiceError | None = None
-
-    def __repr__(self) -> str:
-        return f"<search in {self.index.label}>"
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Tells databases of this process apart, which another one may not have.
-        return {**self.__dict__, "_latest": {}, "error": None, "index": None, "_label": self.label}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        from .declaration import get_index
-
-        label = state.pop("_label")
-        self.__dict__.update(state)
-        self.index = get_index(label)
-
-    @property
-    def label(self) -> str:
-        return self.index.label
-
-    @property
-    def max_hits(self) -> int:
-        return conf.embeddings().max_hits if self._max_hits is None else self._max_hits
-
-    def resolve(self, connection: BaseDatabaseWrapper) -> Target | None:
-        """Return what to search now, or None where nothing is embedded yet.
-
-        Raises:
-            ServiceError: The query has no vector; says why.
-        """
-        try:
-            target = self._resolve(connection)
-        except ServiceError as error:
-            self.error = error.with_traceback(None)
-            raise
-        self.error = None
-        return target
-
-    def latest(self, connection: BaseDatabaseWrapper) -> Target | None:
-        """Return what the last statement of this database searched."""
-        return self._latest.get(connection.alias) or self.resolve(connection)
-
-    def _resolve(self, connection: BaseDatabaseWrapper) -> Target | None:
-        found = _active_space(self.index, connection)
-        if found is None:
-            self._warn(connection.alias)
-            return None
-        space, position = found
-        key = (space.model, space.dimensions)
-        vector = self._vectors.get(key)
-        if vector is None:
-            vector = self._vectors[key] = self.wanted.vector(self.index, space)
-        target = Target(space.pk, space.dimensions, vector, position)
-        self._latest[connection.alias] = target
-        return target
-
-    def _warn(self, alias: str) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "%s holds no embeddings in database %r: the search finds nothing. "
-                "Run: manage.py embeddings sync %s",
-                self.label,
-                alias,
-                self.label,
-            )
-
-
-def _active_space(
-    index: Embeddings, connection: BaseDatabaseWrapper
-) -> tuple[Space, tuple[int, bytes]] | None:
-    """Return the space that answers and the newest row of its log, in one statement."""
-    sql = _ACTIVE_SPACE.format(
-        space=Space._meta.db_table, log=ChunkChange._meta.db_table, active=Space.State.ACTIVE.value
-    )
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(sql, [index.label])
-            row = cursor.fetchone()
-    except DatabaseError as error:
-        raise _explained(index, connection, error) from None
-    if row is None:
-        return None
-    pk, model, dimensions, last, token = row
-    space = Space(pk=pk, index=index.label, model=model, dimensions=dimensions)
-    space._state.adding, space._state.db = False, connection.alias
-    return space, (last, bytes(token)) if last is not None else (0, b"")
-
-
-_ACTIVE_SPACE = """
-SELECT space.id, space.model, space.dimensions, log.id, log.token
-FROM {space} space
-LEFT JOIN {log} log ON log.id = (SELECT MAX(id) FROM {log} WHERE space = space.id)
-WHERE space."index" = %s AND space.state = '{active}'
-"""
-
-
-def _explained(
-    index: Embeddings, connection: BaseDatabaseWrapper, error: DatabaseError
-) -> Exception:
-    if Space._meta.db_table in connection.introspection.table_names():
-        return error
-    return InvalidInput(
-        f"Database {connection.alias!r} has no tables for the embeddings of {index.label}: "
-        "search in the database where they are kept, or run: "
-        f"manage.py migrate --database {connection.alias}"
-    )
-
-
 # Expressions
 
 
-def _target(search: Search, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Target | None:
+def _target(
+    search: Search, compiler: SQLCompiler, connection: BaseDatabaseWrapper
+) -> Target | None:
     query = compiler.query
     if isinstance(query, SearchQuery) and query.is_resolved and query.search is search:
         return query.target
@@ -201,16 +63,23 @@ class SearchDistance(Func):
         super().__init__(vector)
         self.search = search
 
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        # Django's own looks at every argument's signature, for each comparison.
+        (vector,) = self.get_source_expressions()
+        place = (vector.alias, vector.target) if isinstance(vector, Col) else vector
+        return type(self), self.search, place
+
     def as_sql(  # type: ignore[override]
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any
-    ) -> tuple[str, list[Any]]:
+    ) -> Compiled:
         target = _target(self.search, compiler, connection)
         if target is None:
-            return "NULL", []
+            return "NULL", ()
         vector = Value(target.vector, output_field=VectorField())
         distance = CosineDistance(self.get_source_expressions()[0], vector)
         sql, params = compiler.compile(distance)
-        return self.template.format(sql), list(params)
+        return self.template.format(sql), tuple(params)
 
 
 class SearchScore(SearchDistance):
@@ -228,11 +97,9 @@ class SearchedSpace(Expression):
         super().__init__()
         self.search = search
 
-    def as_sql(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any
-    ) -> tuple[str, list[Any]]:
+    def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Compiled:
         target = _target(self.search, compiler, connection)
-        return ("NULL", []) if target is None else ("%s", [target.space])
+        return ("NULL", ()) if target is None else ("%s", (target.space,))
 
 
 class _Condition(Expression):
@@ -258,11 +125,9 @@ class IsAmong(_Condition):
         super().__init__(chunk_id)
         self.ids = ids
 
-    def as_sql(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any
-    ) -> tuple[str, list[Any]]:
+    def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Compiled:
         column, _none = compiler.compile(self.chunk_id)
-        return AMONG[connection.vendor].format(column), [str(self.ids)]
+        return AMONG[connection.vendor].format(column), (str(self.ids),)
 
 
 class IsNearestOfSource(_Condition):
@@ -272,9 +137,7 @@ class IsNearestOfSource(_Condition):
         super().__init__(chunk_id)
         self.search = search
 
-    def as_sql(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any
-    ) -> tuple[str, list[Any]]:
+    def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Compiled:
         quote = connection.ops.quote_name
         columns = {field.name: field.column for field in self.search.index.chunk_model._meta.fields}
 
@@ -294,7 +157,7 @@ class IsNearestOfSource(_Condition):
             f" AND {name(closer, 'space')} = {space}"
             f" AND ({near}, {name(closer, 'id')}) < ({far}, {name(own, 'id')}))"
         )
-        return sql, [*space_params, *near_params, *far_params]
+        return sql, (*space_params, *near_params, *far_params)
 
 
 def _column(search: Search, alias: str, name: str) -> Col:
@@ -315,6 +178,12 @@ class SearchQuery(Query):
     depth: int | None = None
     #: Whether any hit will do: then it does not matter which the nearest are.
     is_any = False
+    #: Whether the part of a compound statement may be ordered and sliced.
+    may_be_ordered_part = True
+
+    if TYPE_CHECKING:
+
+        def clone(self) -> SearchQuery: ...
 
     def begin(self, search: Search) -> None:
         """Make this the query of a search: join the chunks, annotate, order."""
@@ -335,12 +204,11 @@ class SearchQuery(Query):
     @property
     def chunk_alias(self) -> str:
         """The alias of the joined chunks, which Django renames in subqueries."""
-        return next(
-            alias
-            for alias, join in self.alias_map.items()
-            if getattr(join, "filtered_relation", None) is not None
-            and join.filtered_relation.alias == CHUNK
-        )
+        for alias, join in self.alias_map.items():
+            relation = getattr(join, "filtered_relation", None)
+            if relation is not None and relation.alias == CHUNK:
+                return alias
+        raise AssertionError("A search joins its chunks from the beginning.")
 
     @property
     def is_cut_by_slice(self) -> bool:
@@ -369,11 +237,11 @@ class SearchQuery(Query):
             return False
         if not isinstance(self.annotations.get(DISTANCE), SearchDistance):
             return False
-        first = self.order_by[0]
+        first: Any = self.order_by[0]
         is_descending = False
         if isinstance(first, OrderBy):
             first, is_descending = first.expression, first.descending
-        name = first.name if isinstance(first, F) else first
+        name = str(cast("Any", first).name if isinstance(first, F) else first)
         if is_descending:
             name = f"-{name}"
         return name in {DISTANCE, f"-{SCORE}"}
@@ -401,7 +269,7 @@ class SearchQuery(Query):
     # -- Django's hooks -------------------------------------------------------
 
     def exists(self, limit: bool = True) -> Query:
-        found: SearchQuery = super().exists(limit=limit)
+        found = cast("SearchQuery", super().exists(limit=limit))
         if self.search is not None and not self.combinator:
             # The ordering is gone from it, and with it what the slice meant.
             found.depth = self.wanted
@@ -416,32 +284,30 @@ class SearchQuery(Query):
     ) -> SQLCompiler:
         is_ordinary = self.search is None or self.is_resolved or self.combinator
         if is_ordinary or (using is None and connection is None):
-            return super().get_compiler(using, connection, elide_empty)
+            compiler: SQLCompiler = super().get_compiler(using, connection, elide_empty)
+            return compiler
         if self.is_empty():
-            query: SearchQuery = self.clone()
+            query = self.clone()
             query.is_resolved = True
             return query.get_compiler(using, connection, elide_empty)
         # Only the parts of a compound statement are given both.
         is_part = using is not None and connection is not None
-        ready = self.resolved(connections[using] if connection is None else connection)
-        if is_part and ready.connection_forbids_order:
+        ready = self.resolved(connection or connections[cast("str", using)])
+        if is_part and not ready.may_be_ordered_part:
             ready = ready.without_order()
         return ready.get_compiler(using, connection, elide_empty)
 
     # -- the copy that is compiled ----------------------------------------------
-
-    connection_forbids_order = False
 
     def resolved(self, connection: BaseDatabaseWrapper) -> SearchQuery:
         """Return the query of one statement: of one space, one vector, its hits."""
         from . import search_plan
 
         assert self.search is not None
-        query: SearchQuery = self.clone()
+        query = self.clone()
         query.target = self.search.resolve(connection)
         query.is_resolved = True
-        features = connection.features
-        query.connection_forbids_order = not features.supports_slicing_ordering_in_compound
+        query.may_be_ordered_part = connection.features.supports_slicing_ordering_in_compound
         if query.target is None:
             query.set_empty()
             return query
@@ -458,7 +324,7 @@ class SearchQuery(Query):
 
     def without_order(self) -> SearchQuery:
         """Return the same rows in no order, for SQLite's compound statements."""
-        query: SearchQuery = self.clone()
+        query = self.clone()
         if self.is_sliced:
             query.where = _where([In(self.chunk_id(), self.keys_only(self.chunk_id(), keep=True))])
             query._drop_joins(query._aliases_of_many())
@@ -472,7 +338,7 @@ class SearchQuery(Query):
 
     def source_key(self) -> Col:
         """The column of the source that its chunks point to."""
-        join = self.alias_map[self.chunk_alias]
+        join: Any = self.alias_map[self.chunk_alias]
         return Col(join.parent_alias, join.join_fields[0][0])
 
     def keys_only(self, column: Col, *, keep: bool = False) -> SearchQuery:
@@ -482,7 +348,7 @@ class SearchQuery(Query):
             column: The column.
             keep: Keep slice, order, grouping and all conditions.
         """
-        query: SearchQuery = self.clone()
+        query = self.clone()
         query.clear_select_clause()
         query.select, query.selected = (column,), {"key": 0}
         query.select_for_update = False
@@ -519,7 +385,7 @@ class SearchQuery(Query):
         self.where.add(IsAmong(self.chunk_id(), ids), AND)
         # With a condition on the space, SQLite would go through all of its chunks.
         alias = self.chunk_alias
-        join = copy.copy(self.alias_map[alias])
+        join: Any = copy.copy(self.alias_map[alias])
         join.filtered_relation = join.filtered_relation.clone()
         join.filtered_relation.resolved_condition = WhereNode()
         self.alias_map[alias] = join
@@ -529,8 +395,9 @@ class SearchQuery(Query):
         # Counting drops the annotations that the join was made for; and a source
         # without a chunk is no hit.
         self.alias_refcount[alias] = max(1, self.alias_refcount[alias])
-        if self.alias_map[alias].join_type != INNER:
-            self.alias_map[alias] = self.alias_map[alias].demote()
+        join: Any = self.alias_map[alias]
+        if join.join_type != INNER:
+            self.alias_map[alias] = join.demote()
 
     def _restrict_to_nearest(self) -> None:
         """Choose the hits in SQL alone."""
@@ -617,6 +484,3 @@ def _aliases(nodes: Iterable[Any]) -> Iterator[str | None]:
             yield from _aliases(node.children)
         elif hasattr(node, "get_source_expressions"):
             yield from _aliases(node.get_source_expressions())
-
-
-__all__ = ["CHUNK", "DISTANCE", "PASSAGE", "SCORE", "Search", "SearchQuery", "Target"]

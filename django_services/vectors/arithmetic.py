@@ -12,7 +12,7 @@ import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np  # noqa: TID253
+import numpy as np
 import numpy.typing as npt
 
 from ..exceptions import DimensionMismatch
@@ -82,4 +82,4 @@ def _row(left: bytes, right: bytes) -> Numbers:
 
 def _sums(rows: Numbers) -> Any:
     # Unlike a BLAS product it adds up a row in the same order alone and among others.
-    return np.add.reduce(rows, axis=-1)
+    return np.add.reduce(rows, axis=-1)  # type: ignore[call-overload]

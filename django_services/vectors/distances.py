@@ -54,7 +54,8 @@ class Distance(Func):
             raise ConfigurationError(
                 f"{type(self).__name__} needs PostgreSQL or SQLite, not {connection.vendor}."
             )
-        operands, params = [], []
+        operands: list[str] = []
+        params: list[Any] = []
         for source in self.get_source_expressions():
             sql, source_params = compiler.compile(source)
             operands.append(self._cast(sql, connection.vendor))
@@ -109,5 +110,6 @@ def nearest(
         InvalidInput: ``vector`` is none.
     """
     reference: Combinable = F(field)
-    ordered = queryset.filter(**{f"{field}__isnull": False})
-    return ordered.annotate(**{annotation: distance(reference, vector)}).order_by(annotation, "pk")
+    rows: QuerySet[M] = queryset.filter(**{f"{field}__isnull": False})
+    rows = rows.annotate(**{annotation: distance(reference, vector)})
+    return rows.order_by(annotation, "pk")

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 ITEM_SIZE = 4  # bytes of a float32
 
 
+class Encoded(bytes):
+    """Bytes that `encode` has checked, and need not check again."""
+
+    __slots__ = ()
+
+
 def encode(vector: Any, *, dimensions: int | None = None) -> bytes:
     """Return a vector as bytes of little-endian float32.
 
@@ -27,12 +33,14 @@ def encode(vector: Any, *, dimensions: int | None = None) -> bytes:
         InvalidInput: No vector: another shape, not numbers, NaN or infinity.
         DimensionMismatch: The vector has another length.
     """
-    import numpy as np
-
+    if isinstance(vector, Encoded) and dimensions in {None, dimensions_of(vector)}:
+        return vector
     if isinstance(vector, bytes | bytearray | memoryview):
         return encode(decode(bytes(vector)), dimensions=dimensions)
     if isinstance(vector, str):
         raise InvalidInput("A vector is a sequence of numbers, not a str.")
+    import numpy as np
+
     try:
         # What overflows becomes infinity, which is refused below.
         with np.errstate(over="ignore"):
@@ -50,7 +58,7 @@ def encode(vector: Any, *, dimensions: int | None = None) -> bytes:
             f"The vector has {array.size} dimensions, {dimensions} are wanted: "
             "take vectors of the same model."
         )
-    return array.tobytes()
+    return Encoded(array.tobytes())
 
 
 def decode(value: bytes) -> Vector:

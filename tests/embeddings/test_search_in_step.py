@@ -37,7 +37,7 @@ class Shop:
             Product(description=str(n), sku=str(n)) for n in range(count)
         )
         vectors = random_vectors(count, seed=1)
-        store(self.index, self.space, {p: [v] for p, v in zip(self.products, vectors)})
+        store(self.index, self.space, {p: [v] for p, v in zip(self.products, vectors, strict=True)})
 
     def expected(self) -> list[Any]:
         return brute_force(
@@ -244,7 +244,7 @@ def test_memory_is_bounded_by_the_setting(settings):
     for dimensions in (512, 600, 700):
         shop.space = new_space(shop.index, dimensions=dimensions)
         vectors = random_vectors(ROWS, seed=3, dimensions=dimensions)
-        store(shop.index, shop.space, {p: [v] for p, v in zip(shop.products, vectors)})
+        store(shop.index, shop.space, {p: [v] for p, v in zip(shop.products, vectors, strict=True)})
         query = random_vectors(1, seed=5, dimensions=dimensions)[0]
         assert Product.embeddings.nearest(query).first()
 
@@ -255,7 +255,7 @@ def test_what_is_too_large_is_searched_in_sql_and_says_so(shop, settings, caplog
     settings.DJANGO_SERVICES = {**settings.DJANGO_SERVICES, "EMBEDDINGS": LITTLE_MEMORY}
     space = new_space(shop.index, dimensions=4_000)
     vectors = random_vectors(ROWS, seed=3, dimensions=4_000)
-    store(shop.index, space, {p: [v] for p, v in zip(shop.products, vectors)})
+    store(shop.index, space, {p: [v] for p, v in zip(shop.products, vectors, strict=True)})
     expected = brute_force(shop.index, space, vectors[0], [p.pk for p in shop.products])
 
     with caplog.at_level(logging.WARNING, "django_services"):
@@ -301,7 +301,7 @@ def test_any_sequence_of_writes_and_rollbacks_is_followed(shop, steps):
     shop.chunks.all().delete()
     products = shop.products[:30]
     vectors = random_vectors(30, seed=11)
-    store(shop.index, shop.space, {p: [v] for p, v in zip(products, vectors)})
+    store(shop.index, shop.space, {p: [v] for p, v in zip(products, vectors, strict=True)})
     for number, (verb, place, is_rolled_back) in enumerate(steps):
         with transaction.atomic():
             if verb == "move":

@@ -45,7 +45,9 @@ def test_dumped_vectors_load_again(chunk):
     assert loaded.object.vector.tobytes() == encoding.encode(VALUES)
 
 
-@pytest.mark.parametrize("value", [VALUES, tuple(VALUES), np.array(VALUES), encoding.encode(VALUES)])
+@pytest.mark.parametrize(
+    "value", [VALUES, tuple(VALUES), np.array(VALUES), encoding.encode(VALUES)]
+)
 def test_vectors_may_be_given_in_any_form(value):
     assert VectorField().get_prep_value(value) == encoding.encode(VALUES)
 

@@ -6,7 +6,6 @@ import threading
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,14 +22,14 @@ class Row(NamedTuple):
 
 
 def columns(rows):
-    return Rows(*zip(*rows)) if rows else Rows((), (), ())
+    return Rows(*zip(*rows, strict=True)) if rows else Rows((), (), ())
 
 
 def rows_of(vectors, groups=None, first=1):
     keys = range(len(vectors)) if groups is None else groups
     return [
         Row(first + n, key, np.asarray(vector, dtype="<f4").tobytes())
-        for n, (vector, key) in enumerate(zip(vectors, keys))
+        for n, (vector, key) in enumerate(zip(vectors, keys, strict=True))
     ]
 
 
@@ -40,7 +39,9 @@ def random_rows(count, groups, seed=0):
 
 
 def matrix_of(rows, capacity=None):
-    return Matrix.build(DIMENSIONS, room_for(len(rows)) if capacity is None else capacity, [columns(rows)])
+    return Matrix.build(
+        DIMENSIONS, room_for(len(rows)) if capacity is None else capacity, [columns(rows)]
+    )
 
 
 def brute_force(rows, query, wanted, keys=None):
