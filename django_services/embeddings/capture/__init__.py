@@ -65,7 +65,7 @@ def install(alias: str) -> list[str]:
     there yet, a trigger stays missing. Safe to call again.
 
     Returns:
-        Labels of the indexes of which a trigger was missing or altered and is
+        Labels of the indexes of which a trigger was missing or altered and all are
         installed now: their sources may have changed unseen (`backlog.enqueue_all`).
     """
     connection = connections[alias]

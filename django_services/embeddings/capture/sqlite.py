@@ -61,7 +61,7 @@ def install(connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]) -> l
     """Make the database's triggers those of the indexes, as far as its tables allow.
 
     Returns:
-        Labels of the indexes that had a trigger missing or altered which is there now.
+        Labels of the indexes that had a trigger missing or altered and have them all now.
     """
     wanted = [trigger for index in indexes for trigger in triggers(index, connection)]
     if not _has_work(compare(wanted, existing(connection), columns(connection))):
@@ -74,8 +74,9 @@ def install(connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]) -> l
         for trigger in difference.created:
             cursor.execute(trigger.sql)
         _restart_chunk_logs(cursor, difference.created)
-    _log_unfit(connection.alias, difference.unfit)
-    return _labels(difference.created)
+    unfit = _labels(difference.unfit)
+    _log_unfit(connection.alias, unfit)
+    return [label for label in _labels(difference.created) if label not in unfit]
 
 
 def uninstall(connection: BaseDatabaseWrapper) -> int:
@@ -165,6 +166,7 @@ class _Writer:
     def for_source(self, watch: Watch) -> Iterator[Trigger]:
         note = self._note_source("NEW")
         needs = self._columns(Change, "index", "source")
+        needs |= {(_plain(self.table), _plain(self.key))}
         yield self._trigger(watch, "INSERT", note, needs)
         if watch.columns:
             yield self._trigger(watch, "UPDATE", note, needs)
@@ -321,8 +323,8 @@ def _restart_chunk_logs(cursor: Any, created: Iterable[Trigger]) -> None:
         )
 
 
-def _log_unfit(alias: str, unfit: Iterable[Trigger]) -> None:
-    for label in _labels(unfit):
+def _log_unfit(alias: str, labels: Iterable[str]) -> None:
+    for label in labels:
         logger.info(
             "Changes of %s on %r are not all captured yet: a table or column that it watches "
             "is not there. Run: manage.py migrate",

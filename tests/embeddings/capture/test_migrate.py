@@ -389,3 +389,16 @@ def test_enqueue_all_notes_every_source_and_forgets_those_that_are_gone():
     assert backlog.enqueue_all(index, "default") == 2
     assert changed(ARTICLE) == sorted([str(articles[0].id), str(articles[2].id)])
     assert chunks_of(index) == [kept]
+
+
+@pytest.mark.django_db
+def test_a_source_whose_table_is_not_there_yet_does_not_stop_a_migration():
+    capture.uninstall("default")
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE testapp_review")
+        cursor.execute("DROP TABLE testapp_book_tags")
+        cursor.execute("DROP TABLE testapp_book")
+
+    migrate.after(using="default", plan=[])
+
+    assert capture.missing("default") == ["testapp.Book.embeddings"]
