@@ -37,6 +37,11 @@ class Private(Generic[T]):
         return hash((Private, self._value))
 
 
+def private(value: T | Private[T]) -> Private[T]:
+    """Return a value as `Private`, also if it is so already."""
+    return value if isinstance(value, Private) else Private(value)
+
+
 class Texts(Sequence[str]):
     """Texts in an order, of which only the number shows."""
 

@@ -17,7 +17,7 @@ from django.utils.functional import Promise
 
 from .. import conf, openai_service
 from ..exceptions import DimensionMismatch, InvalidInput, ServiceNotConfigured
-from ..privacy import Private
+from ..privacy import Private, private
 from ..vectors import encoding
 from . import spaces
 from .declaration import Embeddings
@@ -26,11 +26,6 @@ from .models import Space
 logger = logging.getLogger(__name__)
 
 CACHE_PREFIX = "django_services:query:"
-
-
-def private(value: Any) -> Private[Any]:
-    """Return a value as `Private`, also if it is so already."""
-    return value if isinstance(value, Private) else Private(value)
 
 
 class Wanted(ABC):

@@ -12,18 +12,22 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from operator import attrgetter
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from django.db import models, transaction
 from django.db.models import Q
 from django.db.models.query import EmptyQuerySet
 
 from ..exceptions import InvalidInput
+from ..privacy import private
 from .declaration import Embeddings
 from .models import Chunk, Space
-from .query_vectors import Wanted, WantedLike, WantedText, WantedVector, private
-from .search_query import DISTANCE, PASSAGE, SCORE, SearchQuery
-from .search_target import Search
+
+if TYPE_CHECKING:
+    from .query_vectors import Wanted
+    from .search_query import SearchQuery
+
+# What a search is made of loads with the first one: models import this module.
 
 M = TypeVar("M", bound=models.Model)
 
@@ -61,6 +65,8 @@ class SearchQuerySet(models.QuerySet[M]):
                 combined or of values.
         """
         text = cast("str", private(text))
+        from .query_vectors import WantedText
+
         return searched(self, index, WantedText(text), max_hits)
 
     def nearest(
@@ -73,6 +79,8 @@ class SearchQuerySet(models.QuerySet[M]):
             DimensionMismatch: Another length than the index's; on evaluation.
         """
         vector = private(vector)
+        from .query_vectors import WantedVector
+
         return searched(self, index, WantedVector(vector), max_hits)
 
     def similar_to(
@@ -92,6 +100,8 @@ class SearchQuerySet(models.QuerySet[M]):
                 f"similar_to() takes an instance of {declared.model._meta.label}, "
                 f"not of {type(instance).__name__}."
             )
+        from .query_vectors import WantedLike
+
         wanted = WantedLike(instance)
         return searched(self, index, wanted, max_hits).exclude(pk=wanted.key)
 
@@ -206,6 +216,9 @@ def searched(
     queryset: models.QuerySet[M], name: str | None, wanted: Wanted, max_hits: int | None
 ) -> SearchQuerySet[M]:
     """Return the queryset's rows as hits, of the queryset's own class."""
+    from .search_query import SearchQuery
+    from .search_target import Search
+
     index = declaration(queryset.model, name)
     _check_queryset(queryset)
     _check_max_hits(max_hits)
@@ -270,6 +283,8 @@ def _check_queryset(queryset: models.QuerySet[Any]) -> None:
         raise InvalidInput("A slice cannot be searched: search first, then slice.")
     if queryset._fields is not None:  # type: ignore[attr-defined]
         raise InvalidInput("values() cannot be searched: search first, then take values().")
+    from .search_query import DISTANCE, PASSAGE, SCORE
+
     taken = {DISTANCE, SCORE, PASSAGE}
     taken &= {*query.annotations, *(field.name for field in queryset.model._meta.get_fields())}
     if taken:

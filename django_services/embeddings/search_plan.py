@@ -32,8 +32,10 @@ SPARE = 2
 #: The first try takes so many candidates for each hit wanted, and so many at least.
 CANDIDATES_PER_HIT = 4
 FEWEST_CANDIDATES = 50
-#: A second try takes at most so many.
+#: A second try takes at most so many, and this share of all: beyond it, to ask which
+#: sources meet the filters is quicker.
 MOST_CANDIDATES = 5_000
+MOST_OF_ALL = 0.1
 
 
 def nearest_chunks(query: SearchQuery, connection: BaseDatabaseWrapper) -> list[int] | None:
@@ -110,8 +112,8 @@ def _tried(
         if len(found.ids) >= matrix.group_count:
             return [id_ for id_, _distance in hits]
         # As many as the first try's share of hits calls for, and half as many again.
-        size = int(1.5 * wanted * len(found.ids) / max(1, len(hits))) + FEWEST_CANDIDATES
-        if size > MOST_CANDIDATES:
+        size = int(1.5 * wanted * len(found.ids) / max(0.1, len(hits))) + FEWEST_CANDIDATES
+        if size > min(MOST_CANDIDATES, MOST_OF_ALL * matrix.group_count):
             return None
     return None
 

@@ -38,6 +38,7 @@ def _openai(
     default: str,
     kind: str,
     meaning: str,
+    *,
     convert: Callable[[str], object] = text_value,
     key: str = "",
 ) -> Variable:
@@ -75,14 +76,14 @@ VARIABLES = (
         "none: the embedded model if DEBUG",
         "secret",
         "The key of the OpenAI API.",
-        api_key,
+        convert=api_key,
     ),
     _openai(
         "BASE_URL",
         "`https://api.openai.com/v1`",
         "URL",
         "A compatible server, or `embedded://` for the offline model.",
-        base_url,
+        convert=base_url,
     ),
     _openai(
         "ORG_ID",
@@ -109,7 +110,7 @@ VARIABLES = (
         "the model's own",
         "number",
         "The length of stored vectors, at most 4000.",
-        count,
+        convert=count,
         key="DIMENSIONS",
     ),
     _openai(
@@ -117,15 +118,15 @@ VARIABLES = (
         "60",
         "seconds",
         "The most that a call may take over all its attempts.",
-        seconds,
+        convert=seconds,
     ),
-    _openai("TIMEOUT", "30", "seconds", "The most that one attempt may take.", seconds),
+    _openai("TIMEOUT", "30", "seconds", "The most that one attempt may take.", convert=seconds),
     _openai(
         "CONNECT_TIMEOUT",
         "5",
         "seconds",
         "The most that opening a connection may take.",
-        seconds,
+        convert=seconds,
     ),
     _embed(
         "ON_COMMIT",
