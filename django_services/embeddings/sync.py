@@ -62,7 +62,7 @@ class Diff:
     stale: list[tuple[str, int]] = field(default_factory=list)  # key, id of the chunk
     missing: list[tuple[str, Piece]] = field(default_factory=list)  # key, piece
     vectors: dict[bytes, Any] = field(default_factory=dict)  # by content hash, as stored
-    embedded: set[bytes] = field(default_factory=set)  # hashes whose vector is new
+    embedded: int = 0  # texts whose vector is new
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def store(work: Work) -> Report:
             # A text that is set aside must not be found by what it said before.
             report.removed += _remove(claim, diff, done | set_aside)
             report.stored += _insert(claim, diff, existing)
-            report.embedded += len(diff.embedded)
+            report.embedded += diff.embedded
         report.failed = len(failed)
         claims.finish(claim, done)
     return report
@@ -263,15 +263,18 @@ def _find_vectors(index: Embeddings, alias: str, diff: Diff) -> dict[str, Servic
     diff.vectors = _stored_vectors(index, alias, diff.space, list(contents))
     new = [content_hash for content_hash in contents if content_hash not in diff.vectors]
     outcomes = _embed(index, diff.space, Texts([contents[content_hash] for content_hash in new]))
-    failures: dict[bytes, ServiceError] = {}
-    to_stored = index.chunk_model._meta.get_field("vector").get_db_prep_value
-    connection = connections[alias]
-    for content_hash, outcome in zip(new, outcomes, strict=True):
-        if isinstance(outcome, ServiceError):
-            failures[content_hash] = outcome
-        else:
-            diff.vectors[content_hash] = to_stored(outcome, connection)
-            diff.embedded.add(content_hash)
+    failures = {
+        content_hash: outcome
+        for content_hash, outcome in zip(new, outcomes, strict=True)
+        if isinstance(outcome, ServiceError)
+    }
+    embedded = [content_hash for content_hash in new if content_hash not in failures]
+    vectors = [outcome for outcome in outcomes if not isinstance(outcome, ServiceError)]
+    field = index.chunk_model._meta.get_field("vector")
+    diff.vectors |= zip(
+        embedded, field.get_db_prep_values(vectors, connections[alias]), strict=True
+    )
+    diff.embedded = len(embedded)
     return {
         key: failures[piece.content_hash]
         for key, piece in diff.missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import DimensionMismatch, InvalidInput
@@ -59,6 +60,23 @@ def encode(vector: Any, *, dimensions: int | None = None) -> bytes:
             "take vectors of the same model."
         )
     return Encoded(array.tobytes())
+
+
+def encode_rows(vectors: Sequence[Any], *, dimensions: int | None = None) -> list[bytes]:
+    """Return vectors of one length as bytes, as `encode` does with each."""
+    import numpy as np
+
+    if not len(vectors):
+        return []
+    try:
+        rows = np.stack(vectors).astype("<f4", copy=False)
+    except ValueError:  # of several lengths: which is wrong, is said of each
+        return [bytes(encode(vector, dimensions=dimensions)) for vector in vectors]
+    if rows.ndim != 2 or not np.isfinite(rows).all() or dimensions not in {None, rows.shape[1]}:
+        return [bytes(encode(vector, dimensions=dimensions)) for vector in vectors]
+    size = rows.shape[1] * ITEM_SIZE
+    content = rows.tobytes()
+    return [content[at : at + size] for at in range(0, len(content), size)]
 
 
 def decode(value: bytes) -> Vector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.db import models
@@ -77,6 +78,14 @@ class VectorField(Field):
         if isinstance(value, bytes) and connection.vendor == "postgresql":
             return encoding.to_text(value)
         return value
+
+    def get_db_prep_values(
+        self, values: Sequence[Any], connection: BaseDatabaseWrapper
+    ) -> list[Any]:
+        """Return vectors of one length as parameters of plain SQL, checked together."""
+        encoded = encoding.encode_rows(values, dimensions=self.dimensions)
+        is_text = connection.vendor == "postgresql"
+        return list(map(encoding.to_text, encoded)) if is_text else encoded
 
     def value_to_string(self, obj: models.Model) -> str:
         value = self.value_from_object(obj)

@@ -118,3 +118,35 @@ def test_expressions_pass_through():
     expression = models.F("vector")
 
     assert VectorField().get_prep_value(expression) is expression
+
+
+# Many vectors at once -------------------------------------------------------------------
+
+
+def test_rows_are_encoded_as_each_of_them_is():
+    rows = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+
+    assert encoding.encode_rows(list(rows)) == [encoding.encode(row) for row in rows]
+    assert {type(row) for row in encoding.encode_rows(list(rows))} == {bytes}
+
+
+def test_no_rows_are_no_vectors():
+    assert encoding.encode_rows([]) == []
+
+
+def test_rows_of_several_lengths_are_encoded_each():
+    assert encoding.encode_rows([[1.0], [1.0, 2.0]]) == [
+        encoding.encode([1.0]),
+        encoding.encode([1.0, 2.0]),
+    ]
+
+
+@pytest.mark.parametrize("bad", [[1.0, np.nan], [1.0, np.inf]])
+def test_a_row_that_is_not_finite_is_refused(bad):
+    with pytest.raises(InvalidInput, match="NaN nor infinity"):
+        encoding.encode_rows([[1.0, 2.0], bad])
+
+
+def test_rows_of_another_length_are_refused():
+    with pytest.raises(DimensionMismatch, match="3 are wanted"):
+        encoding.encode_rows([[1.0, 2.0]], dimensions=3)
