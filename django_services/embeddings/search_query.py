@@ -424,17 +424,20 @@ class SearchQuery(Query):
         """
         many = self._aliases_of_many()
         conditions = self.conditions()
-        if not many & set(_aliases(conditions)) or self.group_by is not None:
+        shown = set(_aliases([*self.annotation_select.values(), *self.select, *self.order_by]))
+        is_multiplied = many & set(_aliases(conditions)) and not many & shown
+        if not is_multiplied or self.group_by is not None:
             return
         about_chunk = [node for node in conditions if self.mentions_chunk(node)]
-        shown = set(_aliases([*self.annotation_select.values(), *self.select, *self.order_by]))
-        if many & (shown | set(_aliases(about_chunk))):
-            return
-        about_source = [node for node in conditions if not self.mentions_chunk(node)]
-        keys = self.without_chunks(about_source)
-        keys.subquery = True
-        rest = self._parts_of_where()[1]
-        self.where = _where([In(self.source_key(), keys), *about_chunk, *_flattened(rest)])
+        kept = about_chunk
+        if not many & set(_aliases(about_chunk)):
+            about_source = [node for node in conditions if not self.mentions_chunk(node)]
+            column, inner = self.source_key(), self.without_chunks(about_source)
+        else:
+            column, inner, kept = self.chunk_id(), self.keys_only(self.chunk_id()), []
+        inner.subquery = True
+        after = self._parts_of_where()[1]
+        self.where = _where([In(column, inner), *kept, *_flattened(after)])
         self._drop_joins(many)
 
     def _aliases_of_many(self) -> set[str]:

@@ -268,7 +268,7 @@ def _columns(collection: Collection) -> str:
 
 
 def _rows(collection: Collection, found: Sequence[Any]) -> Rows:
-    ids, keys, vectors = zip(*found, strict=True) if found else ((), (), ())
+    ids, keys, vectors = ([row[column] for row in found] for column in range(3))
     length = collection.dimensions * ITEM_SIZE
     if set(map(len, vectors)) - {length}:
         id_, wrong = next((i, v) for i, v in zip(ids, vectors, strict=True) if len(v) != length)

@@ -76,15 +76,13 @@ class Storage:
     def add(self, rows: Rows) -> slice:
         """Write rows behind the last one; returns where they stand."""
         ids = np.array(rows.ids, dtype=np.int64)
-        groups = np.array(list(map(self._group, rows.keys)), dtype=np.int64)
+        groups = self._groups(rows.keys)
         vectors = np.frombuffer(b"".join(rows.vectors), dtype="<f4")
         return self._write(ids, groups, vectors.reshape(len(ids), self.dimensions))
 
     def add_from(self, other: Storage, rows: Ints) -> None:
         """Copy rows of another storage."""
-        groups = np.fromiter(
-            (self._group(other.keys[group]) for group in other.groups[rows]), np.int64, len(rows)
-        )
+        groups = self._groups([other.keys[group] for group in other.groups[rows].tolist()])
         self._write(other.ids[rows], groups, other.vectors[rows])
 
     def _write(self, ids: Ints, groups: Ints, vectors: arithmetic.Vectors) -> slice:
@@ -97,12 +95,13 @@ class Storage:
         self.used = place.stop
         return place
 
-    def _group(self, key: Key) -> int:
-        group = self.group_of.get(key)
-        if group is None:
-            group = self.group_of[key] = len(self.keys)
-            self.keys.append(key)
-        return group
+    def _groups(self, keys: Sequence[Key]) -> Ints:
+        """Return the numbers of the groups; a new key gets the next one."""
+        group_of = self.group_of
+        new = [key for key in dict.fromkeys(keys) if key not in group_of]
+        group_of.update(zip(new, range(len(group_of), len(group_of) + len(new)), strict=True))
+        self.keys.extend(new)
+        return np.array([group_of[key] for key in keys], dtype=np.int64)
 
 
 class Matrix:

@@ -27,10 +27,10 @@ MOST_HELPERS = 3
 
 def products(vectors: Scores, vector: Scores) -> Scores:
     """Return the inner product of every row with a vector, as float32."""
-    helper_count = min(MOST_HELPERS, (os.cpu_count() or 1) - 1)
-    if vectors.nbytes < SHARED_FROM or not helper_count:
+    if vectors.nbytes < SHARED_FROM:
         alone: Scores = np.vecdot(vectors, vector)
         return alone
+    helper_count = min(MOST_HELPERS, (os.cpu_count() or 1) - 1)
     scores = np.empty(len(vectors), dtype=np.float32)
     rows = max(1, BLOCK // vectors.strides[0])
     blocks = deque(slice(start, start + rows) for start in range(0, len(vectors), rows))

@@ -166,6 +166,14 @@ def test_max_hits_come_from_the_settings(library, plan, settings):
     assert keys(search()) == library.expected()[:5]
 
 
+def test_existence_follows_slice_and_cap(library, plan):
+    assert search(max_hits=5)[100:110].exists()
+    assert not search(max_hits=5)[ROWS : ROWS + 10].exists()
+    assert not search(max_hits=5).order_by("views")[5:10].exists()
+    assert search().filter(search_distance__lt=5).exists()
+    assert not search().filter(search_distance__lt=-1).exists()
+
+
 def test_filters_choose_the_hits_and_do_not_thin_them_out(library, plan):
     chosen = Article.objects.filter(category__name="c2")
 
@@ -636,6 +644,15 @@ def test_a_child_table_is_searched_through_the_parents_index(library, plan):
     assert all(type(hit) is BlogPost for hit in hits)
     assert keys(hits.filter(slug="p3")) == [posts[3].pk]
     assert keys(hits[:2]) == expected[:2]
+
+
+def test_a_child_table_alone_is_a_filter(library, plan, monkeypatch):
+    monkeypatch.setattr(library.index, "condition", None)
+    post = BlogPost.objects.create(title="p", slug="p")
+    store(library.index, library.space, {post: [-QUERY]})
+
+    assert keys(BlogPost.embeddings.nearest(QUERY, max_hits=1)) == [post.pk]
+    assert keys(BlogPost.embeddings.nearest(QUERY)[:5]) == [post.pk]
 
 
 def test_a_proxy_shares_the_index(library, plan):

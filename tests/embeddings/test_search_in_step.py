@@ -237,6 +237,20 @@ def test_views_in_transactions_share_what_they_read(shop, builds):
     assert len(builds) == 1
 
 
+def test_what_rolled_back_takes_no_committed_place(shop, builds):
+    with transaction.atomic():
+        shop.found()
+    shop.found()  # outside: what it reads is committed
+    for product in shop.products[:4]:
+        with transaction.atomic():
+            shop.move(product, QUERY)
+            shop.found()
+            transaction.set_rollback(True)
+
+    assert shop.found() == shop.expected()[:8]
+    assert len(builds) == 1
+
+
 def test_memory_is_bounded_by_the_setting(settings):
     settings.DJANGO_SERVICES = {**settings.DJANGO_SERVICES, "EMBEDDINGS": LITTLE_MEMORY}
     matrices.clear()
