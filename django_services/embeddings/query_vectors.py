@@ -36,6 +36,13 @@ class Wanted(ABC):
         """Return its encoded vector in a space of the index."""
 
 
+class WantedNothing(Wanted):
+    """What a query looks for that is never evaluated."""
+
+    def vector(self, index: Embeddings, space: Space) -> bytes:
+        raise NotImplementedError
+
+
 class WantedText(Wanted):
     """What a text means.
 

@@ -11,20 +11,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import BigIntegerField, F, FloatField, Func, Q, Value
+from django.db.models import BigIntegerField, F, FloatField, Func, Model, Q
 from django.db.models.expressions import Col, Expression, OrderBy, RawSQL
-from django.db.models.lookups import In
+from django.db.models.lookups import Exact, In
 from django.db.models.query_utils import FilteredRelation
 from django.db.models.sql import Query
 from django.db.models.sql.compiler import SQLCompiler
-from django.db.models.sql.constants import INNER
 from django.db.models.sql.where import AND, ExtraWhere, WhereNode
 
-from ..vectors import CosineDistance, VectorField
+from ..vectors import VectorField
+from ..vectors.distances import distance_sql
+from .declaration import Embeddings
+from .query_vectors import WantedNothing
 from .search_target import Search, Target
 
 Compiled: TypeAlias = tuple[str, tuple[Any, ...]]
@@ -76,10 +79,10 @@ class SearchDistance(Func):
         target = _target(self.search, compiler, connection)
         if target is None:
             return "NULL", ()
-        vector = Value(target.vector, output_field=VectorField())
-        distance = CosineDistance(self.get_source_expressions()[0], vector)
-        sql, params = compiler.compile(distance)
-        return self.template.format(sql), tuple(params)
+        column, _none = compiler.compile(self.get_source_expressions()[0])
+        sql = distance_sql("cosine", connection.vendor, column, "%s", target.dimensions)
+        param = VectorField().get_db_prep_value(target.vector, connection, prepared=True)
+        return self.template.format(sql), (param,)
 
 
 class SearchScore(SearchDistance):
@@ -189,15 +192,41 @@ class SearchQuery(Query):
         """Make this the query of a search: join the chunks, annotate, order."""
         self.search = search
         self.standard_ordering = True
-        space = {f"{search.index.query_name}__space": SearchedSpace(search)}
-        self.add_filtered_relation(
-            FilteredRelation(search.index.query_name, condition=Q(**space)), CHUNK
-        )
-        self.add_annotation(SearchDistance(F(f"{CHUNK}__vector"), search), DISTANCE)
-        self.add_annotation(SearchScore(_column(search, self.chunk_alias, "vector"), search), SCORE)
-        self.add_annotation(_column(search, self.chunk_alias, "text"), PASSAGE)
+        is_joined = len(self.alias_map) > 1 or self.annotations or self._filtered_relations
+        if is_joined:
+            self._join_chunks(search)
+        else:
+            self._join_chunks_like(_beginning(self.model, search.index), search)
+        vector = _column(search, CHUNK, "vector")
+        self.add_annotation(SearchDistance(vector, search), DISTANCE)
+        self.add_annotation(SearchScore(vector, search), SCORE)
+        self.add_annotation(_column(search, CHUNK, "text"), PASSAGE)
         self.clear_ordering(force=True)
         self.add_ordering(DISTANCE, "pk")
+
+    def _join_chunks(self, search: Search) -> None:
+        condition = Q(**{f"{search.index.query_name}__space": SearchedSpace(search)})
+        relation = FilteredRelation(search.index.query_name, condition=condition)
+        self.add_filtered_relation(relation, CHUNK)
+        self.setup_joins([CHUNK], self.get_meta(), self.get_initial_alias())
+        join: Any = self.alias_map[CHUNK]
+        # A source without a chunk is no hit.
+        self.alias_map[CHUNK] = join.demote()
+
+    def _join_chunks_like(self, other: SearchQuery, search: Search) -> None:
+        """Join as another search of the model does, without finding the way again."""
+        condition = Q(**{f"{CHUNK}__space": SearchedSpace(search)})
+        relation: Any = FilteredRelation(search.index.query_name, condition=condition)
+        relation.alias = CHUNK
+        self._filtered_relations = {CHUNK: relation}
+        join: Any = copy.copy(other.alias_map[CHUNK])
+        join.filtered_relation = relation.clone()
+        join.filtered_relation.resolved_condition = _where(
+            [Exact(_column(search, CHUNK, "space"), SearchedSpace(search))]
+        )
+        self.alias_map = {**other.alias_map, CHUNK: join}
+        self.alias_refcount = dict(other.alias_refcount)
+        self.table_map = {table: list(aliases) for table, aliases in other.table_map.items()}
 
     # -- what the hits are ----------------------------------------------------
 
@@ -311,7 +340,8 @@ class SearchQuery(Query):
         if query.target is None:
             query.set_empty()
             return query
-        query._join_chunks()
+        # Counting drops the annotations that the join was made for.
+        query.alias_refcount[query.chunk_alias] = 1
         query._count_sources_once()
         if query.is_any and not any(map(query.mentions_chunk, query.conditions())):
             return query
@@ -390,15 +420,6 @@ class SearchQuery(Query):
         join.filtered_relation.resolved_condition = WhereNode()
         self.alias_map[alias] = join
 
-    def _join_chunks(self) -> None:
-        alias = self.chunk_alias
-        # Counting drops the annotations that the join was made for; and a source
-        # without a chunk is no hit.
-        self.alias_refcount[alias] = max(1, self.alias_refcount[alias])
-        join: Any = self.alias_map[alias]
-        if join.join_type != INNER:
-            self.alias_map[alias] = join.demote()
-
     def _restrict_to_nearest(self) -> None:
         """Choose the hits in SQL alone."""
         assert self.search is not None
@@ -453,6 +474,14 @@ class SearchQuery(Query):
     def _drop_joins(self, aliases: Iterable[str]) -> None:
         for alias in aliases:
             self.alias_refcount[alias] = 0
+
+
+@cache
+def _beginning(model: type[Model], index: Embeddings) -> SearchQuery:
+    """Return a query of the model's rows that is joined to the chunks."""
+    query = SearchQuery(model)
+    query._join_chunks(Search(index, WantedNothing(), None))
+    return query
 
 
 def _where(conditions: Iterable[Any]) -> WhereNode:

@@ -29,6 +29,32 @@ OPERATORS = {
 CASTS = {"postgresql": "{operand}::halfvec({dimensions})"}
 
 
+def distance_sql(
+    metric: str, vendor: str, left: str, right: str, dimensions: int | None = None
+) -> str:
+    """Return the SQL of the distance between two operands.
+
+    Args:
+        metric: ``cosine``, ``l2`` or ``negative inner product``.
+        vendor: The connection's.
+        left: SQL of the one vector.
+        right: SQL of the other.
+        dimensions: Their length, if known: an index serves only the expression
+            that names it.
+
+    Raises:
+        ConfigurationError: The database has no such distance.
+    """
+    operator = OPERATORS.get((vendor, metric))
+    if operator is None:
+        raise ConfigurationError(f"Distances need PostgreSQL or SQLite, not {vendor}.")
+    cast = CASTS.get(vendor)
+    if cast is not None and dimensions is not None:
+        left = cast.format(operand=left, dimensions=dimensions)
+        right = cast.format(operand=right, dimensions=dimensions)
+    return operator.format(left, right)
+
+
 class Distance(Func):
     """Base of the distances; the smaller, the nearer. Not used directly.
 
@@ -49,26 +75,12 @@ class Distance(Func):
     def as_sql(  # type: ignore[override]
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any
     ) -> tuple[str, list[Any]]:
-        operator = OPERATORS.get((connection.vendor, self.metric))
-        if operator is None:
-            raise ConfigurationError(
-                f"{type(self).__name__} needs PostgreSQL or SQLite, not {connection.vendor}."
-            )
-        operands: list[str] = []
-        params: list[Any] = []
-        for source in self.get_source_expressions():
-            sql, source_params = compiler.compile(source)
-            operands.append(self._cast(sql, connection.vendor))
-            params += source_params
-        return operator.format(*operands), params
-
-    def _cast(self, operand: str, vendor: str) -> str:
-        # An index on one number of dimensions serves only the expression that names it.
-        right = self.get_source_expressions()[1]
-        if vendor not in CASTS or not isinstance(right, Value):
-            return operand
-        dimensions = encoding.dimensions_of(right.value)
-        return CASTS[vendor].format(operand=operand, dimensions=dimensions)
+        left, right = self.get_source_expressions()
+        left_sql, left_params = compiler.compile(left)
+        right_sql, right_params = compiler.compile(right)
+        known = encoding.dimensions_of(right.value) if isinstance(right, Value) else None
+        sql = distance_sql(self.metric, connection.vendor, left_sql, right_sql, known)
+        return sql, [*left_params, *right_params]
 
 
 class CosineDistance(Distance):
