@@ -21,9 +21,10 @@ from functools import partial
 from typing import Any
 
 from django.core import checks
-from django.core.checks import CheckMessage, Tags, register
+from django.core.checks import CheckMessage
 
 from . import conf
+from .embeddings.checks import check_declarations
 from .exceptions import ConfigurationError
 
 _IN_PROCESS = (
@@ -32,7 +33,11 @@ _IN_PROCESS = (
 )
 
 
-@register()
+def check(**_: Any) -> list[CheckMessage]:
+    """Run every check but those of a deployment; `apps` registers it."""
+    return [*check_settings(), *check_pools(), *check_declarations()]
+
+
 def check_settings(**_: Any) -> list[CheckMessage]:
     """Check every section of DJANGO_SERVICES, one message for each alias or section."""
     structure = list(_error("E001", conf.sections))
@@ -45,7 +50,6 @@ def check_settings(**_: Any) -> list[CheckMessage]:
     ]
 
 
-@register()
 def check_pools(**_: Any) -> list[CheckMessage]:
     """Check what Django itself says of a pool only once a connection is asked for."""
     return [
@@ -56,18 +60,9 @@ def check_pools(**_: Any) -> list[CheckMessage]:
     ]
 
 
-@register(deploy=True)
 def check_production(**_: Any) -> list[CheckMessage]:
     """Check what is meant for a developer's machine only."""
     return [*_embedded_models(), *_caches_in_process()]
-
-
-@register(Tags.models)
-def check_declarations(**_: Any) -> list[CheckMessage]:
-    """Check every declaration of embeddings."""
-    from .embeddings import checks as embeddings_checks  # not loaded where no check runs
-
-    return embeddings_checks.check_declarations()
 
 
 def _error(number: str, read: Callable[[], object]) -> Iterator[CheckMessage]:

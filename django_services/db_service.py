@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import random
 import re
 import sys
@@ -408,7 +407,7 @@ def _duration(timeout: object) -> float:
 _inherited: list[object] = []
 
 
-def _forget_inherited() -> None:
+def forget_inherited() -> None:
     """Drop in a forked child the connections that its parent goes on using.
 
     Answers on a shared socket reach whichever process reads first. They are
@@ -424,6 +423,3 @@ def _forget_inherited() -> None:
         if isinstance(connection, backend.DatabaseWrapper):
             _inherited.append(connection.connection)
             connection.connection = None
-
-
-os.register_at_fork(after_in_child=_forget_inherited)

@@ -18,11 +18,11 @@ from django.db import models, router
 from django.db.models import Q
 from django.db.models.signals import class_prepared
 
-from .. import conf
 from ..exceptions import ConfigurationError, InvalidInput
 from .models import Chunk, Space
 
 if TYPE_CHECKING:
+    from ..conf import EmbeddingsSettings
     from .search import InstanceAccessor, ModelAccessor
 
     _Field = models.Field[Any, Any]
@@ -171,13 +171,13 @@ class Embeddings(_Field):
 
     @property
     def chunk_size(self) -> int:
-        return conf.embeddings().chunk_size if self._chunk_size is None else self._chunk_size
+        return _settings().chunk_size if self._chunk_size is None else self._chunk_size
 
     @property
     def chunk_overlap(self) -> int:
         if self._chunk_overlap is not None:
             return self._chunk_overlap
-        return min(conf.embeddings().chunk_overlap, self.chunk_size // 4)
+        return min(_settings().chunk_overlap, self.chunk_size // 4)
 
     def paths(self) -> list[str]:
         """Return every lookup whose change may change a row's text or its condition."""
@@ -292,6 +292,12 @@ def get_index(label: str) -> Embeddings:
     nearest = difflib.get_close_matches(wanted, lowered, n=1)
     hint = f"did you mean {lowered[nearest[0]]}?" if nearest else f"known: {_listed(known)}."
     raise InvalidInput(f"No embeddings are declared under {label!r}; {hint}")
+
+
+def _settings() -> EmbeddingsSettings:
+    from .. import conf  # a process that embeds nothing needs no settings
+
+    return conf.embeddings()
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from django import VERSION
 from django.core.cache import caches
 
 from .. import conf
-from . import on_commit
+from . import after_commit
 from .sync import sync
 
 # Django 5.2 has the backport, whose classes are others.
@@ -25,6 +25,6 @@ def run_elsewhere() -> bool:
 def embed_changes(alias: str) -> dict[str, int]:
     """Bring a database's pending sources in step; returns what was done, in numbers."""
     # First, so that a commit during the work adds a task for what this one may miss.
-    caches[conf.embeddings().query_cache].delete(on_commit.debounce_key(alias))
+    caches[conf.embeddings().query_cache].delete(after_commit.debounce_key(alias))
     report = sync(alias=alias)
     return {"sources": report.sources, "embedded": report.embedded, "failed": report.failed}

@@ -5,7 +5,7 @@ import pytest
 from django.core.cache import cache
 from django.db import connection, transaction
 
-from django_services.embeddings import on_commit
+from django_services.embeddings import after_commit
 from django_services.embeddings.declaration import get_index
 from django_services.embeddings.models import Change
 from django_services.embeddings.status import status
@@ -168,20 +168,20 @@ def test_task_runs_one_task_for_many_commits(index, settings):
 
     assert enqueued == ["default"]
     assert result == {"sources": 3, "embedded": 3, "failed": 0}
-    assert cache.get(on_commit.debounce_key("default")) is None
+    assert cache.get(after_commit.debounce_key("default")) is None
 
 
 def test_the_embedded_model_is_inline_by_default():
-    assert on_commit.mode("default") == "inline"
+    assert after_commit.mode("default") == "inline"
 
 
 def test_a_remote_model_is_never_called_in_a_request_by_default(settings):
     settings.DJANGO_SERVICES = {"OPENAI": {"default": {"API_KEY": "sk-test"}}}
 
-    assert on_commit.mode("default") == "off"
+    assert after_commit.mode("default") == "off"
 
 
 def test_a_missing_key_leaves_the_changes_to_sync(settings):
     settings.DJANGO_SERVICES = {}
 
-    assert on_commit.mode("default") == "off"
+    assert after_commit.mode("default") == "off"

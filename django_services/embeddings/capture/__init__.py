@@ -10,7 +10,8 @@ they cannot have seen.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from django.apps import apps
 from django.db import connections
@@ -18,24 +19,24 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.signals import post_migrate, pre_migrate
 
 from ..declaration import Embeddings, indexes_on
-from . import sqlite
 from .mend import repeat_without_broken_triggers, wrap_connections
 
+if TYPE_CHECKING:
 
-class Vendor(Protocol):
-    """What a vendor's module does; the functions below say it."""
+    class Vendor(Protocol):
+        """What a vendor's module does; the functions below say it."""
 
-    def install(
-        self, connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]
-    ) -> list[str]: ...
-    def uninstall(self, connection: BaseDatabaseWrapper) -> int: ...
-    def missing(
-        self, connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]
-    ) -> list[str]: ...
+        def install(
+            self, connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]
+        ) -> list[str]: ...
+        def uninstall(self, connection: BaseDatabaseWrapper) -> int: ...
+        def missing(
+            self, connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]
+        ) -> list[str]: ...
 
 
-#: Vendors whose databases can capture changes, and how.
-CAPTURE: dict[str, Vendor] = {"sqlite": sqlite}
+#: Vendors whose databases can capture changes, and the modules that know how.
+CAPTURE = {"sqlite": "sqlite"}
 
 
 def connect() -> None:
@@ -44,6 +45,11 @@ def connect() -> None:
     pre_migrate.connect(_before_migrate, sender=config, dispatch_uid=__name__)
     post_migrate.connect(_after_migrate, sender=config, dispatch_uid=__name__)
     wrap_connections(repeat_without_broken_triggers, vendor="sqlite")
+
+
+def _vendor(connection: BaseDatabaseWrapper) -> Vendor | None:
+    name = CAPTURE.get(connection.vendor)
+    return cast("Vendor", import_module(f".{name}", __name__)) if name else None
 
 
 def _before_migrate(**signal: Any) -> None:
@@ -69,14 +75,14 @@ def install(alias: str) -> list[str]:
         installed now: their sources may have changed unseen (`backlog.enqueue_all`).
     """
     connection = connections[alias]
-    vendor = CAPTURE.get(connection.vendor)
+    vendor = _vendor(connection)
     return vendor.install(connection, indexes_on(alias)) if vendor else []
 
 
 def uninstall(alias: str) -> int:
     """Drop every trigger of this package, declared or not; return how many."""
     connection = connections[alias]
-    vendor = CAPTURE.get(connection.vendor)
+    vendor = _vendor(connection)
     return vendor.uninstall(connection) if vendor else 0
 
 
@@ -86,7 +92,7 @@ def missing(alias: str) -> list[str]:
     All of them, where the database's vendor is none of `CAPTURE`.
     """
     connection = connections[alias]
-    vendor = CAPTURE.get(connection.vendor)
+    vendor = _vendor(connection)
     if vendor is None:
         return [index.label for index in indexes_on(alias)]
     return vendor.missing(connection, indexes_on(alias))

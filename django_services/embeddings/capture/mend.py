@@ -19,20 +19,18 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.utils import DatabaseError, OperationalError
 
-from . import sqlite
-
 logger = logging.getLogger(__name__)
-
-#: Takes ``execute, sql, params, many, context``, as ``connection.execute_wrapper`` does.
-ExecuteWrapper = Callable[[Callable[..., Any], str, Any, bool, dict[str, Any]], Any]
 
 #: What SQLite says when a trigger cannot run, or stands in the way of ALTER TABLE.
 #: The name found stands in the SQL of the triggers to blame.
-_BROKEN = re.compile(
-    rf"^no such table: main\.(?P<table>.+)$"
-    rf"|^no such column: {sqlite.PREFIX}\d+\.(?P<column>.+)$"
-    rf"|^error in trigger (?P<trigger>{sqlite.PREFIX}\w+)\b"
+_BROKEN = (
+    r"^no such table: main\.(?P<table>.+)$"
+    r"|^no such column: {prefix}\d+\.(?P<column>.+)$"
+    r"|^error in trigger (?P<trigger>{prefix}\w+)\b"
 )
+
+#: Takes ``execute, sql, params, many, context``, as ``connection.execute_wrapper`` does.
+ExecuteWrapper = Callable[[Callable[..., Any], str, Any, bool, dict[str, Any]], Any]
 
 
 def wrap_connections(wrapper: ExecuteWrapper, *, vendor: str | None = None) -> None:
@@ -75,7 +73,9 @@ def repeat_without_broken_triggers(
 
 def _drop_broken(connection: BaseDatabaseWrapper, message: str) -> bool:
     """Drop the triggers that an error speaks of; tell whether there were any."""
-    broken = _BROKEN.match(message)
+    from . import sqlite  # not loaded by every process that has the app
+
+    broken = re.match(_BROKEN.format(prefix=sqlite.PREFIX), message)
     if broken is None:
         return False
     named = next(name for name in broken.groups() if name)

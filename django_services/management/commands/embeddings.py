@@ -21,7 +21,7 @@ from ...exceptions import ServiceError
 
 if TYPE_CHECKING:
     from ...embeddings.declaration import Embeddings
-    from ...embeddings.documents import Added
+    from ...embeddings.files import Added
     from ...embeddings.hits import Hit
     from ...embeddings.status import IndexStatus
     from ...embeddings.sync import Report
@@ -197,7 +197,8 @@ class Command(BaseCommand):
     # -- add ---------------------------------------------------------------
 
     def _add(self, paths: Sequence[str], json: bool, database: str, **options: Any) -> None:
-        from ...embeddings.documents import Document, add
+        from ...embeddings.documents import Document
+        from ...embeddings.files import add
 
         added = add(
             paths,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from django_services.embeddings import documents
-from django_services.embeddings.documents import Document, add
+from django_services.embeddings import files
+from django_services.embeddings.documents import Document
+from django_services.embeddings.files import add
 from django_services.embeddings.models import Change
 from django_services.exceptions import InvalidInput
 from django_services.testing import embed_pending
@@ -118,7 +119,7 @@ def test_each_file_is_told_as_it_is_stored(folder):
 
 
 def test_more_files_than_a_batch_are_all_stored(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "BATCH", 2)
+    monkeypatch.setattr(files, "BATCH", 2)
     for number in range(5):
         write(tmp_path / f"{number}.txt", f"Text {number}.")
 
@@ -212,7 +213,7 @@ def test_broken_link_in_a_folder_is_skipped(tmp_path):
 
 
 def test_file_too_large_to_read_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_FILE_SIZE", 2 * 1024**2)
+    monkeypatch.setattr(files, "MAX_FILE_SIZE", 2 * 1024**2)
     write(tmp_path / "log.txt", b"x" * (2 * 1024**2 + 1))
     write(tmp_path / "book.txt", b"x" * (2 * 1024**2))
 
