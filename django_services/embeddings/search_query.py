@@ -29,6 +29,7 @@ from ..vectors.distances import distance_sql
 from .declaration import Embeddings
 from .query_vectors import WantedNothing
 from .search_target import Search, Target
+from .statements import LISTS
 
 Compiled: TypeAlias = tuple[str, tuple[Any, ...]]
 
@@ -36,11 +37,6 @@ CHUNK = "search_chunk"  # the joined chunk: ``values("search_chunk__start")``
 DISTANCE = "search_distance"
 SCORE = "search_score"
 PASSAGE = "search_passage"
-
-#: vendor -> SQL that tells whether an id is among those of one parameter, a JSON list.
-#: So a statement reads the same for any number of ids, and no limit of parameters is met.
-AMONG = {"sqlite": "{} IN (SELECT value FROM json_each(%s))"}
-
 
 # Expressions
 
@@ -130,7 +126,7 @@ class IsAmong(_Condition):
 
     def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Compiled:
         column, _none = compiler.compile(self.chunk_id)
-        return AMONG[connection.vendor].format(column), (str(self.ids),)
+        return f"{column} IN {LISTS[connection.vendor]}", (str(self.ids),)
 
 
 class IsNearestOfSource(_Condition):
