@@ -57,8 +57,6 @@ def embed_inline(alias: str) -> None:
     """Embed up to ``INLINE_LIMIT`` pending sources; the writer never sees an error of it."""
     limit = conf.embeddings().inline_limit
     try:
-        if not Change.objects.using(alias).exists():
-            return
         sync_pending(alias, limit=limit)
         left = Change.objects.using(alias).exists()
     except (ServiceError, DatabaseError) as error:

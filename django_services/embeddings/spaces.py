@@ -8,7 +8,8 @@ and takes over when every source that stood at its beginning has been brought in
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from django.db import models, transaction
 from django.db.models import Max
@@ -78,27 +79,13 @@ def ensure(index: Embeddings, alias: str) -> Space:
     search beats none. A retired one that is asked for again is built up from the
     vectors that it still has.
     """
-    wanted = declared(index)
-    with transaction.atomic(using=alias):
-        space, is_new = Space.objects.using(alias).get_or_create(
-            index=index.label,
-            model=wanted.model,
-            dimensions=wanted.dimensions,
-            recipe=wanted.recipe,
-        )
-        if not is_new and space.state != Space.State.RETIRED:
-            return space
-        current = active(index, alias)
+    wanted = asdict(declared(index))
+    spaces = live(index, alias)
+    space = next((space for space in spaces if _is_declared(space, wanted)), None)
+    if space is None:
+        space = _begin(index, alias, wanted)
+    if any(other.pk != space.pk and other.state == Space.State.BUILDING for other in spaces):
         _retire_unfinished(index, alias, space)
-        if current is None:
-            space.state, space.activated_at = Space.State.ACTIVE, timezone.now()
-            backlog.enqueue_unnoted(index, alias)
-        else:
-            space.state = Space.State.BUILDING
-            backlog.enqueue_all(index, alias)
-            space.backfill_to = Change.objects.using(alias).aggregate(last=Max("id"))["last"] or 0
-        space.save(using=alias)
-    logger.info("%s: new space %s of %s", index.label, space.pk, space.model)
     return space
 
 
@@ -115,6 +102,27 @@ def activate_if_built(index: Embeddings, alias: str) -> Space | None:
         building.save(using=alias)
     logger.info("%s: switched to space %s of %s", index.label, building.pk, building.model)
     return building
+
+
+def _is_declared(space: Space, wanted: dict[str, Any]) -> bool:
+    return all(getattr(space, name) == value for name, value in wanted.items())
+
+
+def _begin(index: Embeddings, alias: str, wanted: dict[str, Any]) -> Space:
+    with transaction.atomic(using=alias):
+        space, is_new = Space.objects.using(alias).get_or_create(index=index.label, **wanted)
+        if not is_new and space.state != Space.State.RETIRED:
+            return space  # another process was faster
+        if active(index, alias) is None:
+            space.state, space.activated_at = Space.State.ACTIVE, timezone.now()
+            backlog.enqueue_unnoted(index, alias)
+        else:
+            space.state = Space.State.BUILDING
+            backlog.enqueue_all(index, alias)
+            space.backfill_to = Change.objects.using(alias).aggregate(last=Max("id"))["last"] or 0
+        space.save(using=alias)
+    logger.info("%s: new space %s of %s", index.label, space.pk, space.model)
+    return space
 
 
 def trim_log(alias: str) -> None:

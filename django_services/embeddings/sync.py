@@ -24,7 +24,7 @@ from .capture.backlog import enqueue_all
 from .chunking import Piece, SourceText, chunk
 from .claims import Claim
 from .declaration import Embeddings, get_index, indexes_on
-from .models import Space
+from .models import Change, Space
 from .sources import Keys, existing_keys, read_texts
 from .statements import Statements
 
@@ -113,9 +113,10 @@ def sync(
 def sync_pending(alias: str, *, limit: int) -> Report:
     """Bring up to ``limit`` pending sources in step: for the end of a request."""
     total = Report()
+    noted = set(Change.objects.using(alias).values_list("index", flat=True).distinct())
     for index in indexes_on(alias):
-        if total.sources >= limit:
-            break
+        if index.label not in noted or total.sources >= limit:
+            continue
         spaces.ensure(index, alias)
         total.add(sync_batch(index, alias, limit=limit - total.sources) or Report())
     return total

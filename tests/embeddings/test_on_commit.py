@@ -4,6 +4,7 @@ import uuid
 import pytest
 from django.core.cache import cache
 from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from django_services.embeddings import after_commit
 from django_services.embeddings.declaration import get_index
@@ -120,6 +121,15 @@ def test_writes_elsewhere_do_no_work(django_assert_num_queries):
 
     with django_assert_num_queries(1):
         Category.objects.create(name="Tools")
+
+
+def test_a_commit_looks_only_into_what_it_changed(index):
+    Article.objects.create(title="warm")
+
+    with CaptureQueriesContext(connection) as queries:
+        Article.objects.create(title="Gzip")
+
+    assert [query for query in queries if "testapp.Book" in query["sql"]] == []
 
 
 def test_up_to_a_limit_is_embedded_and_the_rest_is_told(index, settings, caplog):

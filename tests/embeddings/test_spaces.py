@@ -120,6 +120,31 @@ def test_what_is_no_longer_declared_is_not_built_on(index, articles, monkeypatch
     assert states(index) == {256: "active", 64: "retired", 32: "building"}
 
 
+def test_a_declaration_that_came_back_stops_the_building(index, articles, monkeypatch):
+    with monkeypatch.context() as patch:
+        declare(patch, index, dimensions=64)
+        spaces.ensure(index, "default")
+
+    embed_pending()
+
+    assert states(index) == {256: "active", 64: "retired"}
+
+
+def test_a_space_in_step_is_read_once_and_nothing_is_written(
+    index, articles, django_assert_num_queries
+):
+    with django_assert_num_queries(1):
+        spaces.ensure(index, "default")
+
+
+def test_a_process_that_was_slower_takes_the_others_space(index, articles, monkeypatch):
+    monkeypatch.setattr(spaces, "live", lambda index, alias: [])
+
+    spaces.ensure(index, "default")
+
+    assert states(index) == {256: "active"}
+
+
 def test_a_space_is_not_active_before_its_backfill_is_done(index, articles, monkeypatch):
     declare(monkeypatch, index, dimensions=64)
     spaces.ensure(index, "default")
