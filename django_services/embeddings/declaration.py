@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -228,6 +229,8 @@ class Embeddings(_Field):
         )
         attributes = {"__module__": sender.__module__, "Meta": meta, "source": source}
         self.chunk_model = type(name, (Chunk,), attributes)
+        # Django's shell, and people, import every model from its module.
+        vars(sys.modules[sender.__module__]).setdefault(name, self.chunk_model)
 
 
 def register(

@@ -13,6 +13,7 @@ from django.test.utils import isolate_apps
 from django_services.embeddings import declaration
 from django_services.embeddings.declaration import Embeddings, get_index, indexes, register
 from django_services.exceptions import ConfigurationError, InvalidInput
+from tests.testapp import models as models_of_app
 from tests.testapp.models import (
     Article,
     BlogPost,
@@ -35,6 +36,10 @@ def test_a_declaration_adds_a_chunk_model_to_its_app():
 
     assert chunk_model is index_of(Article).chunk_model
     assert chunk_model._meta.get_field("source").related_model is Article
+
+
+def test_a_chunk_model_is_imported_from_its_models_module():
+    assert models_of_app.ArticleEmbeddingsChunk is index_of(Article).chunk_model
 
 
 def test_every_declaration_of_a_model_has_its_own_chunks():
