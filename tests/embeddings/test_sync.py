@@ -460,7 +460,7 @@ def test_leases_end_by_the_databases_clock_and_not_the_workers(index, article, m
     claims.claim(index, "default", limit=1)
 
     with connection.cursor() as cursor:
-        cursor.execute("SELECT expires_at - unixepoch('now') FROM django_services_lease")
+        cursor.execute("SELECT expires_at - strftime('%s', 'now') FROM django_services_lease")
         (term,) = cursor.fetchone()
 
     assert 298 < term < 302
