@@ -187,10 +187,12 @@ def test_the_deadline_counts_all_attempts(caller, fake_openai, settings, monkeyp
     fake_openai.fail(503, times=1_000)
     started = time.monotonic()
 
-    with pytest.raises(openai.InternalServerError):
+    # The last answer before the deadline, or none where it passed during an attempt.
+    with pytest.raises((openai.InternalServerError, openai.APITimeoutError)):
         caller.embed()
 
     assert time.monotonic() - started < 5
+    assert len(fake_openai.calls) < 1_000
 
 
 def test_a_longer_timeout_of_the_call_moves_its_deadline(fake_openai):
