@@ -15,6 +15,8 @@ TIMEOUT = 60.0  # seconds
 
 # What the package reads: a developer's own services must not reach into a test.
 SERVICE_VARIABLES = ("DATABASE_", "REDIS_", "TASKS_", "OPENAI_", "DJANGO_", "EMBED")
+# Without bytecode every process would compile the package anew.
+NOT_INHERITED = (*SERVICE_VARIABLES, "PYTHONDONTWRITEBYTECODE")
 
 
 class PythonRunner:
@@ -104,7 +106,7 @@ class PythonRunner:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(SERVICE_VARIABLES) or name == "DJANGO_SERVICES_TEST_SCRATCH"
+            if not name.startswith(NOT_INHERITED) or name == "DJANGO_SERVICES_TEST_SCRATCH"
         }
         path = os.pathsep.join([str(self.directory), str(ROOT)])
         return {**inherited, "PYTHONPATH": path, **self.env, **(env or {})}
