@@ -35,14 +35,16 @@ INDEX_HOST = re.compile(
 
 @cache
 def committed() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    paths = [Path(name) for name in listed.stdout.split("\0") if name]
+    """Return the files that git tracks; without git, those below the known names."""
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+        )
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        found = [path for name in TOP for path in [ROOT / name, *(ROOT / name).rglob("*")]]
+        paths = [path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts]
+    else:
+        paths = [Path(name) for name in listed.stdout.split("\0") if name]
     return [path for path in paths if (ROOT / path).is_file()]
 
 
