@@ -20,7 +20,7 @@ from django.db.models import Q
 from django.db.models.signals import class_prepared
 
 from ..exceptions import ConfigurationError, InvalidInput
-from .models import Chunk, Space
+from .models import Chunk
 
 if TYPE_CHECKING:
     from ..conf import EmbeddingsSettings
@@ -337,6 +337,3 @@ def _constraint_name(app_label: str, model_name: str) -> str:
     """Return a name that is the same everywhere and within PostgreSQL's 63 bytes."""
     digest = hashlib.sha256(f"{app_label}.{model_name}".encode()).hexdigest()[:8]
     return f"{app_label}_{model_name.lower()}"[:45] + f"_{digest}_uniq"
-
-
-__all__ = ["Embeddings", "Space", "get_index", "indexes", "indexes_on", "register"]

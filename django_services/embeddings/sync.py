@@ -316,10 +316,11 @@ def _remove(claim: Claim, diff: Diff, keys: Iterable[str]) -> int:
 
 
 def _insert(claim: Claim, diff: Diff, keys: set[str]) -> int:
-    to_stored = Keys(claim.index, claim.alias).to_stored
+    existing = list(keys)
+    sources = dict(zip(existing, Keys(claim.index, claim.alias).to_stored(existing), strict=True))
     rows = [
         (
-            *to_stored([key]),
+            sources[key],
             diff.space.pk,
             piece.number,
             piece.start,
@@ -330,7 +331,7 @@ def _insert(claim: Claim, diff: Diff, keys: set[str]) -> int:
             diff.vectors[piece.content_hash],
         )
         for key, piece in diff.missing
-        if key in keys
+        if key in sources
     ]
     # Many times faster than bulk_create, which makes an instance of each row.
     Statements(claim.alias, claim.index).run_each(
