@@ -1,4 +1,4 @@
-"""How a vector is written: bytes of little-endian float32, or pgvector's text."""
+"""How a vector is written: bytes of little-endian float32, or pgvector's text and binary forms."""
 
 from __future__ import annotations
 
@@ -92,16 +92,87 @@ def dimensions_of(value: bytes) -> int:
     return len(value) // ITEM_SIZE
 
 
+# pgvector's forms
+
+
 def to_text(value: bytes) -> str:
     """Return pgvector's text of an encoded vector: ``[0.25,1]``."""
     # Nine significant digits bring every float32 back.
-    return "[" + ",".join(f"{number:.9g}" for number in decode(value)) + "]"
+    return _text(decode(value).tolist(), "%.9g,")
 
 
-def from_text(text: str) -> bytes:
-    """Return the encoded vector of pgvector's text."""
-    try:
-        numbers = json.loads(text)
-    except ValueError:
-        raise InvalidInput("A vector's text is a list of numbers: [0.25,1].") from None
-    return encode(numbers)
+def to_halfvec_text(value: bytes) -> str:
+    """Return the text of an encoded vector that ``halfvec`` reads, half as long.
+
+    Raises:
+        InvalidInput: A number is beyond float16, whose largest is 65,504.
+    """
+    # Five significant digits bring every float16 back.
+    return _text(_halves(decode(value)).tolist(), "%.5g,")
+
+
+def to_halfvec_rows(vectors: Sequence[Any] | Vector) -> list[bytes]:
+    """Return vectors in the binary form of ``halfvec``, as binary COPY wants them.
+
+    Args:
+        vectors: Encoded vectors or arrays, all of one length; or their matrix.
+
+    Raises:
+        DimensionMismatch: Their lengths differ.
+        InvalidInput: NaN, infinity, or a number beyond float16 (65,504).
+    """
+    import numpy as np
+
+    if not len(vectors):
+        return []
+    numbers = _halves(_matrix(vectors))
+    count, dimensions = numbers.shape
+    # The number of dimensions and a zero that is kept for later uses stand ahead.
+    rows = np.zeros((count, 2 + dimensions), dtype=">u2")
+    rows[:, 0] = dimensions
+    rows[:, 2:] = numbers.view("<u2")
+    content, size = rows.tobytes(), 2 * (2 + dimensions)
+    return [content[at : at + size] for at in range(0, len(content), size)]
+
+
+def from_halfvec(value: bytes) -> Encoded:
+    """Return the encoded vector of the binary form of ``halfvec``."""
+    import numpy as np
+
+    if len(value) < 6 or len(value) != 4 + 2 * int.from_bytes(value[:2]):
+        raise InvalidInput(f"{len(value)} bytes are no halfvec.")
+    return Encoded(np.frombuffer(value, dtype=">f2", offset=4).astype("<f4").tobytes())
+
+
+def _text(numbers: Sequence[float], pattern: str) -> str:
+    # One format of all numbers is quicker than one of each.
+    return "[" + (pattern * len(numbers))[:-1] % tuple(numbers) + "]"
+
+
+def _matrix(vectors: Sequence[Any] | Vector) -> Vector:
+    """Return vectors of one length as the rows of a matrix."""
+    import numpy as np
+
+    if isinstance(vectors[0], bytes):
+        lengths = {len(vector) for vector in vectors}
+        if len(lengths) == 1:
+            return decode(b"".join(vectors)).reshape(len(vectors), -1)
+    else:
+        lengths = {len(vector) * ITEM_SIZE for vector in vectors}
+        if len(lengths) == 1:
+            return np.asarray(vectors, dtype="<f4")
+    dimensions = sorted(length // ITEM_SIZE for length in lengths)
+    raise DimensionMismatch(f"Vectors of one COPY have one length; these have {dimensions}.")
+
+
+def _halves(numbers: Vector) -> npt.NDArray[np.float16]:
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        halves = numbers.astype("<f2")
+    if not np.isfinite(halves).all():
+        raise InvalidInput(
+            "PostgreSQL stores vectors as halfvec, whose numbers are finite and at most 65,504: "
+            "normalise the vectors."
+        )
+    return halves

@@ -76,7 +76,7 @@ class VectorField(Field):
     ) -> Any:
         value = value if prepared else self.get_prep_value(value)
         if isinstance(value, bytes) and connection.vendor == "postgresql":
-            return encoding.to_text(value)
+            return encoding.to_halfvec_text(value)
         return value
 
     def get_db_prep_values(
@@ -85,7 +85,7 @@ class VectorField(Field):
         """Return vectors of one length as parameters of plain SQL, checked together."""
         encoded = encoding.encode_rows(values, dimensions=self.dimensions)
         is_text = connection.vendor == "postgresql"
-        return list(map(encoding.to_text, encoded)) if is_text else encoded
+        return list(map(encoding.to_halfvec_text, encoded)) if is_text else encoded
 
     def value_to_string(self, obj: models.Model) -> str:
         value = self.value_from_object(obj)

@@ -94,16 +94,16 @@ def test_the_column_type_follows_the_vendor(vendor, dimensions, expected):
     assert VectorField(dimensions=dimensions).db_type(fake) == expected
 
 
-def test_postgresql_gets_text_that_brings_every_float32_back():
+def test_postgresql_gets_text_that_brings_every_float16_back():
     class Connection:
         vendor = "postgresql"
 
-    vector = np.random.default_rng(0).normal(size=50).astype("<f4")
+    vector = np.random.default_rng(0).normal(size=50).astype("<f2").astype("<f4")
 
     text = VectorField().get_db_prep_value(vector, Connection())
 
-    assert encoding.from_text(text) == vector.tobytes()
-    assert VectorField().from_db_value(text).tobytes() == vector.tobytes()
+    read = VectorField().from_db_value(text).astype("<f2")
+    assert read.astype("<f4").tobytes() == vector.tobytes()
 
 
 def test_none_stays_none():
