@@ -144,6 +144,15 @@ def from_halfvec(value: bytes) -> Encoded:
     return Encoded(np.frombuffer(value, dtype=">f2", offset=4).astype("<f4").tobytes())
 
 
+def from_text(text: str) -> bytes:
+    """Return the encoded vector of pgvector's text."""
+    try:
+        numbers = json.loads(text)
+    except ValueError:
+        raise InvalidInput("A vector's text is a list of numbers: [0.25,1].") from None
+    return encode(numbers)
+
+
 def _text(numbers: Sequence[float], pattern: str) -> str:
     # One format of all numbers is quicker than one of each.
     return "[" + (pattern * len(numbers))[:-1] % tuple(numbers) + "]"
