@@ -83,6 +83,8 @@ class EmbeddingsSettings:
     chunk_size: int = 1_000  # characters
     chunk_overlap: int = 100  # characters
     batch_size: int = 1_000  # sources claimed at once
+    concurrency: int = 16  # calls to a remote model in flight, of one process
+    notify: bool = True  # writers wake `embeddings sync --watch` (PostgreSQL)
     lease: float = 300.0  # seconds, that a worker may hold a source
     max_attempts: int = 5  # before a source is set aside
     retry_delay: float = 30.0  # seconds before the second attempt; doubles

@@ -17,6 +17,9 @@ from ..vectors import VectorField
 LABEL_LENGTH = 255  # "app_label.ModelName.attribute"
 HASH_LENGTH = 32  # bytes of SHA-256
 
+#: PostgreSQL's channel on which a transaction that noted changes says so.
+CHANNEL = "django_services_changes"
+
 
 class Space(models.Model):
     """One version of a declaration: which model made the vectors, of which text."""

@@ -11,6 +11,7 @@ from django_services.exceptions import ConfigurationError
 from .urls import base_url
 from .values import (
     api_key,
+    boolean,
     count,
     count_or_zero,
     nearest,
@@ -151,6 +152,20 @@ VARIABLES = (
         count_or_zero,
     ),
     _embed("BATCH_SIZE", "1000", "rows", "The most that a worker takes at once.", count),
+    _embed(
+        "CONCURRENCY",
+        "16",
+        "calls",
+        "The most that `embeddings sync` has in flight at a remote model.",
+        count,
+    ),
+    _embed(
+        "NOTIFY",
+        "True",
+        "boolean",
+        "Whether writers wake `embeddings sync --watch` at once (PostgreSQL).",
+        boolean,
+    ),
     _embed(
         "LEASE",
         "300",
