@@ -5,34 +5,37 @@ Servers start when a test first asks for one, once for a run.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
-import psycopg
 import pytest
-from django.db import connection, connections
+from django.contrib.contenttypes.models import ContentType
+from django.core.management import call_command
+from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg import sql
 
+from django_services.db_service import init_db
+from django_services.embeddings import capture
+
+from . import databases
 from .fake_openai import fake_openai  # noqa: F401  # a fixture
 from .processes import ROOT, Project, PythonRunner
-from .servers import PostgresServer, RedisServer, Server
+from .servers import PostgresServer, RedisServer
 
-S = TypeVar("S", bound=Server)
+C = TypeVar("C", Project, PythonRunner, PostgresServer, RedisServer)
 
 
 @pytest.fixture(scope="session")
 def _own_postgres() -> Iterator[PostgresServer]:
-    yield from _serving(PostgresServer())
+    yield from _closing(PostgresServer())
 
 
 @pytest.fixture(scope="session")
 def _own_redis() -> Iterator[RedisServer]:
-    yield from _serving(RedisServer())
+    yield from _closing(RedisServer())
 
 
 @pytest.fixture
@@ -50,17 +53,19 @@ def redis_server(_own_redis: RedisServer) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of an empty database, pgvector available: on DATABASE_URL's server or our own."""
+def _postgres(request: pytest.FixtureRequest) -> str:
+    """The URL of a server that is not to be stopped: DATABASE_URL's, or our own."""
     given = os.environ.get("DATABASE_URL", "")
-    is_postgres = urlsplit(given).scheme in {"postgres", "postgresql"}
-    server = given if is_postgres else request.getfixturevalue("_own_postgres").url
-    name = f"test_django_services_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield urlsplit(server)._replace(path=f"/{name}").geturl()
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    if databases.is_postgresql(given):
+        return given
+    return str(request.getfixturevalue("_own_postgres").url)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(_postgres: str) -> Iterator[str]:
+    """The URL of an empty database, pgvector available: on DATABASE_URL's server or our own."""
+    with databases.new_database(_postgres) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -72,52 +77,75 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def postgres_connection(postgres_url: str, django_db_blocker) -> Iterator[BaseDatabaseWrapper]:
     """Django's connection ``"postgres"`` to `postgres_url`, outside of any transaction."""
-    options = psycopg.conninfo.conninfo_to_dict(postgres_url)
-    connections.settings["postgres"] = connections.configure_settings(
-        {
-            "default": {},
-            "postgres": {
-                "ENGINE": "django.db.backends.postgresql",
-                "NAME": options["dbname"],
-                "USER": options.get("user", ""),
-                "PASSWORD": options.get("password", ""),
-                "HOST": options.get("host", ""),
-                "PORT": options.get("port", ""),
-            },
-        }
-    )["postgres"]
-    with django_db_blocker.unblock():
-        yield connections["postgres"]
-        connections["postgres"].close()
-    del connections["postgres"]
-    del connections.settings["postgres"]
+    postgres = databases.connection_to(postgres_url, "postgres")
+    with (
+        django_db_blocker.unblock(),
+        contextlib.closing(postgres),
+        databases.standing_for(postgres),
+    ):
+        yield postgres
+
+
+@pytest.fixture(scope="session")
+def _postgres_default(
+    _postgres: str, django_db_setup: None, django_db_blocker
+) -> Iterator[BaseDatabaseWrapper]:
+    """A connection that can stand for ``"default"``: a PostgreSQL database with all tables."""
+    with (
+        django_db_blocker.unblock(),
+        databases.new_database(_postgres) as url,
+        contextlib.closing(databases.connection_to(url)) as postgres,
+    ):
+        with databases.standing_for(postgres):
+            init_db()  # the extension first: tables of apps without migrations come before ours
+            call_command("migrate", run_syncdb=True, interactive=False, verbosity=0)
+        yield postgres
+
+
+# Of a wider scope than pytest-django's own fixtures, so that those find the database.
+@pytest.fixture(scope="class", params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The vendor of the default database: the test runs once on each.
+
+    For what must be the same on both: ``pytest.mark.usefixtures("database")``.
+    """
+    if request.param == "sqlite":
+        yield "sqlite"
+        return
+    if request.param not in capture.CAPTURE:
+        pytest.skip(f"{request.param} does not note changes")
+    with databases.standing_for(request.getfixturevalue("_postgres_default")):
+        ContentType.objects.clear_cache()
+        yield request.param
+    ContentType.objects.clear_cache()
 
 
 @pytest.fixture
 def run_python() -> Iterator[PythonRunner]:
-    """Run code in another process with the tests' settings and database file.
+    """Run code in another process with the tests' settings and database.
 
     Rows reach it when they are committed: ask for ``transactional_db`` too.
     """
-    runner = PythonRunner(
-        ROOT,
-        {
-            "DJANGO_SETTINGS_MODULE": "tests.settings",
-            "DJANGO_SERVICES_TEST_DATABASE": str(connection.settings_dict["NAME"]),
-        },
-    )
-    yield runner
-    runner.close()
+    variables = {
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "DJANGO_SERVICES_TEST_DATABASE": databases.address(connection),
+    }
+    yield from _closing(PythonRunner(ROOT, variables))
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
-    """A fresh Django project, for what a migration or a whole process does."""
-    project = Project(tmp_path)
-    yield project
-    project.close()
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
+    """A fresh Django project, for what a migration or a whole process does.
+
+    It has a database of its own, of the vendor that `database` says.
+    """
+    if connection.vendor == "sqlite":
+        yield from _closing(Project(tmp_path))
+        return
+    with databases.new_database(request.getfixturevalue("_postgres")) as url:
+        yield from _closing(Project(tmp_path, databases.entry(url)))
 
 
-def _serving(server: S) -> Iterator[S]:
-    yield server
-    server.close()
+def _closing(opened: C) -> Iterator[C]:
+    yield opened
+    opened.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
+
+import psycopg
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 60.0  # seconds
@@ -117,11 +121,13 @@ class Project:
 
     Its settings are those of `SETTINGS`; `configure` appends to them. Commands
     run in processes of their own, so a model may change between them.
+
+    Args:
+        directory: Where its files are written.
+        database: An entry of DATABASES; else a SQLite file in the directory.
     """
 
     SETTINGS = """
-        from pathlib import Path
-
         SECRET_KEY = "tests only"
         USE_TZ = True
         DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -131,21 +137,19 @@ class Project:
             "django_services",
             "shop",
         ]
-        DATABASES = {
-            "default": {
-                "ENGINE": "django.db.backends.sqlite3",
-                "NAME": Path(__file__).parent / "db.sqlite3",
-                "OPTIONS": {"timeout": 20, "transaction_mode": "IMMEDIATE"},
-            }
-        }
         DJANGO_SERVICES = {"OPENAI": {"default": {"BASE_URL": "embedded://"}}}
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, database: dict[str, Any] | None = None) -> None:
         self.directory = directory
-        self.database = directory / "db.sqlite3"
+        self.database = database or {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": str(directory / "db.sqlite3"),
+            "OPTIONS": {"timeout": 20, "transaction_mode": "IMMEDIATE"},
+        }
         self.python = PythonRunner(directory, {"DJANGO_SETTINGS_MODULE": "settings"})
         self.write("settings.py", self.SETTINGS)
+        self.configure(f'DATABASES = {{"default": {self.database!r}}}\n')
         self.write("shop/__init__.py", "")
         self.write("shop/migrations/__init__.py", "")
 
@@ -185,17 +189,22 @@ class Project:
         self.manage("migrate")
 
     def query(self, sql: str, *parameters: object) -> list[tuple[object, ...]]:
-        """Run a statement on the project's SQLite file, past Django; return its rows."""
-        connection = sqlite3.connect(self.database)
-        try:
-            with connection:
-                return connection.execute(sql, parameters).fetchall()
-        finally:
-            connection.close()
+        """Run a statement on the project's database, past Django; return its rows.
+
+        Its placeholders are those of the database's driver: ``?`` or ``%s``.
+        """
+        with contextlib.closing(self._connect()) as connection, connection:
+            cursor = connection.execute(sql, parameters)
+            return cursor.fetchall() if cursor.description else []
 
     def close(self) -> None:
         """Kill what the project still runs."""
         self.python.close()
+
+    def _connect(self) -> Any:
+        if "URL" in self.database:
+            return psycopg.connect(self.database["URL"])
+        return sqlite3.connect(self.database["NAME"])
 
 
 def _source(code: str, *, setup: bool) -> list[str]:

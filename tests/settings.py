@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def _scratch() -> Path:
@@ -25,8 +26,27 @@ def _scratch() -> Path:
     return scratch
 
 
-# A file and not ":memory:", so that other threads and processes meet the same rows.
-_database = os.environ.get("DJANGO_SERVICES_TEST_DATABASE") or str(_scratch() / "db.sqlite3")
+def _database() -> dict[str, Any]:
+    """Return the database that a process is told, else a SQLite file of this test run."""
+    told = os.environ.get("DJANGO_SERVICES_TEST_DATABASE", "")
+    if "://" in told:
+        from .databases import entry
+
+        return entry(told)
+    # A file and not ":memory:", so that other threads and processes meet the same rows.
+    name = told or str(_scratch() / "db.sqlite3")
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": name,
+        "TEST": {"NAME": name},
+        "OPTIONS": {
+            "timeout": 20,
+            # A writer that first reads would fail at once, not wait, where another wrote meanwhile.
+            "transaction_mode": "IMMEDIATE",
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
+        },
+    }
+
 
 SECRET_KEY = "tests only"
 DEBUG = False
@@ -64,19 +84,7 @@ TEMPLATES = [
     }
 ]
 
-DATABASES = {
-    "default": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": _database,
-        "TEST": {"NAME": _database},
-        "OPTIONS": {
-            "timeout": 20,
-            # A writer that first reads would fail at once, not wait, where another wrote meanwhile.
-            "transaction_mode": "IMMEDIATE",
-            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
-        },
-    }
-}
+DATABASES = {"default": _database()}
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 DJANGO_SERVICES = {"OPENAI": {"default": {"BASE_URL": "embedded://"}}}
 
