@@ -99,6 +99,7 @@ def _postgres_default(
         with databases.standing_for(postgres):
             init_db()  # the extension first: tables of apps without migrations come before ours
             call_command("migrate", run_syncdb=True, interactive=False, verbosity=0)
+        databases.empty_by_delete(postgres)
         yield postgres
 
 

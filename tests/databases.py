@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -60,6 +60,17 @@ def connection_to(url: str, alias: str = DEFAULT_DB_ALIAS) -> BaseDatabaseWrappe
     backend = load_backend(databases[alias]["ENGINE"])
     connection: BaseDatabaseWrapper = backend.DatabaseWrapper(databases[alias], alias)
     return connection
+
+
+def empty_by_delete(connection: BaseDatabaseWrapper) -> None:
+    """Let the flush after a test delete rows: TRUNCATE takes 5 ms a table, empty or not."""
+
+    def sql_flush(style: Any, tables: Iterable[str], **options: Any) -> list[str]:
+        # Triggers write into the package's tables: they come last.
+        last = sorted(tables, key=lambda table: table.startswith("django_services_"))
+        return [f"DELETE FROM {connection.ops.quote_name(table)}" for table in last]
+
+    connection.ops.sql_flush = sql_flush  # type: ignore[method-assign, assignment]
 
 
 @contextlib.contextmanager

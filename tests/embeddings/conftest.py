@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from django_services import openai_service
 from django_services.embeddings.chunking import chunk
@@ -15,6 +15,8 @@ from django_services.embeddings.models import Lease
 from django_services.embeddings.sources import Keys, read_texts, rows
 from django_services.embeddings.spaces import active
 from django_services.embeddings.status import status
+
+from .stored import TOLERANCE
 
 
 class FarEnd:
@@ -71,8 +73,9 @@ def stored_contents(index: Embeddings, alias: str = DEFAULT_DB_ALIAS) -> dict[An
         vectors.append(row.vector)
     if texts:
         wanted = openai_service.embed(texts, model=space.model, dimensions=space.dimensions)
+        tolerance = TOLERANCE[connections[alias].vendor]
         for vector, text_vector in zip(vectors, wanted, strict=True):
-            assert abs(vector - text_vector).max() < 1e-6
+            assert abs(vector - text_vector).max() < tolerance
     return contents
 
 

@@ -16,6 +16,9 @@ from django_services.embeddings.models import ChunkChange, Space
 
 DIMENSIONS = 16
 
+#: How much of a number at most 1 may be lost when it is stored, by vendor.
+TOLERANCE = {"sqlite": 1e-6, "postgresql": 2**-11}  # float32; float16 has 11 bits
+
 
 def new_space(index: Embeddings, *, dimensions: int = DIMENSIONS, using: str = "default") -> Space:
     """Return a new active space; the one before retires."""

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from django.db import connection
 
 from django_services.embeddings.declaration import get_index
 from django_services.embeddings.models import Failure
@@ -12,7 +13,9 @@ from django_services.exceptions import AuthenticationFailed, QuotaExhausted
 from django_services.testing import embed_pending
 from tests.testapp.models import Product
 
-pytestmark = pytest.mark.django_db(transaction=True)
+from .stored import TOLERANCE
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("database")]
 
 
 @pytest.fixture
@@ -34,7 +37,9 @@ def status_of(index):
 
 def assert_every_vector_is_its_texts(index, fake_openai):
     for chunk in index.chunk_model.objects.all():
-        np.testing.assert_allclose(chunk.vector, fake_openai.vector(chunk.text), atol=1e-6)
+        np.testing.assert_allclose(
+            chunk.vector, fake_openai.vector(chunk.text), atol=TOLERANCE[connection.vendor]
+        )
 
 
 def test_vectors_in_another_order_land_on_their_rows(index, fake_openai):

@@ -15,7 +15,7 @@ from django_services.embeddings.models import Change
 from django_services.exceptions import InvalidInput
 from django_services.testing import embed_pending
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("database")]
 
 INDEX = "django_services.Document.embeddings"
 

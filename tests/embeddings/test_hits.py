@@ -11,7 +11,7 @@ from django_services.exceptions import InvalidInput
 from django_services.testing import embed_pending
 from tests.testapp.models import Article, Note
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("database")]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.testapp.models import Article, Author, Category, Note
 
 from .conftest import assert_invariants
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("database")]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ WRITES = {
     "bulk_create": lambda: Article.objects.bulk_create([Article(title="Gzip")]),
     "get_or_create": lambda: Article.objects.get_or_create(title="Gzip"),
     "raw SQL": lambda: connection.cursor().execute(
-        "INSERT INTO testapp_article (title, body, published, views) VALUES ('Gzip', '', 1, 0)"
+        "INSERT INTO testapp_article (title, body, published, views) VALUES ('Gzip', '', true, 0)"
     ),
 }
 

@@ -9,7 +9,7 @@ from tests.testapp.models import Article, Note
 
 from .conftest import assert_invariants
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("database")]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from tests.testapp.models import Article, Product
 
 from .conftest import assert_invariants, stored_contents
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("database")]
 
 
 @pytest.fixture
@@ -173,6 +173,7 @@ def test_a_space_of_a_remote_model_cannot_be_embedded_without_its_key(index):
     assert not spaces.can_be_embedded(space, index)
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # PostgreSQL keeps no log
 def test_the_log_of_chunks_keeps_its_end_and_each_spaces_newest(index, articles, monkeypatch):
     monkeypatch.setattr(spaces, "LOG_LENGTH", 3)
     Product.objects.create(description="of another space", sku="1")

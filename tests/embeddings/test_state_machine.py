@@ -153,6 +153,7 @@ class StoredEmbeddings(RuleBasedStateMachine):
 
 # Outside a transaction, as workers and writers are.
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("database")
 def test_the_invariants_hold_whatever_happens(settings_without_inline):
     run_state_machine_as_test(
         StoredEmbeddings,

@@ -7,7 +7,7 @@ from django_services.exceptions import InvalidRequest
 from django_services.testing import embed_pending
 from tests.testapp.models import Article
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("database")]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tests.testapp.models import Article, Author, Book, Note, Page, Product, Res
 
 from .conftest import assert_invariants, current_contents, stored_contents
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("database")]
 
 
 @pytest.fixture
@@ -455,12 +455,20 @@ def test_a_lease_ends_after_its_term(index, article, age, is_free):
     assert (claims.claim(index, "default", limit=1) is not None) == is_free
 
 
-def test_leases_end_by_the_databases_clock_and_not_the_workers(index, article, monkeypatch):
+CLOCK = {
+    "sqlite": "strftime('%s', 'now')",
+    "postgresql": "extract(epoch from clock_timestamp())",
+}
+
+
+def test_leases_end_by_the_databases_clock_and_not_the_workers(
+    index, article, database, monkeypatch
+):
     monkeypatch.setattr("time.time", lambda: 0.0)
     claims.claim(index, "default", limit=1)
 
     with connection.cursor() as cursor:
-        cursor.execute("SELECT expires_at - strftime('%s', 'now') FROM django_services_lease")
+        cursor.execute(f"SELECT expires_at - {CLOCK[database]} FROM django_services_lease")
         (term,) = cursor.fetchone()
 
     assert 298 < term < 302
