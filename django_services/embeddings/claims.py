@@ -18,7 +18,7 @@ from .. import conf
 from ..exceptions import ServiceError
 from .declaration import Embeddings
 from .models import Failure
-from .statements import Statements
+from .statements import SKIP_LOCKED, Statements, own_transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Claim:
 def claim(index: Embeddings, alias: str, *, limit: int) -> Claim | None:
     """Take up to ``limit`` changes whose sources nobody holds; None if there are none."""
     owner = uuid.uuid4().hex
-    with transaction.atomic(using=alias):
+    with own_transaction(alias):
         # A write comes first: on SQLite a transaction that begins by reading cannot
         # always become a writer.
         _drop_expired(index, alias)
@@ -71,7 +71,7 @@ def finish(claim: Claim, keys: Iterable[str]) -> None:
     keys = list(keys)
     _delete_changes(claim, keys)
     Statements(claim.alias).run_in(
-        'DELETE FROM {failure} WHERE "index" = %s AND source IN {values}',
+        'DELETE FROM {failure} WHERE "index" = %s AND source {among}',
         [key for key in keys if key in claim.attempts],
         [claim.index.label],
     )
@@ -140,13 +140,14 @@ def _drop_expired(index: Embeddings, alias: str) -> None:
 
 
 def _free_changes(index: Embeddings, alias: str, limit: int) -> dict[str, list[int]]:
-    found = Statements(alias).run(
+    statements = Statements(alias)
+    found = statements.run(
         'SELECT c.id, c.source FROM {change} c WHERE c."index" = %s '
         'AND NOT EXISTS (SELECT 1 FROM {lease} l WHERE l."index" = c."index" '
         "AND l.source = c.source) "
         'AND NOT EXISTS (SELECT 1 FROM {failure} f WHERE f."index" = c."index" '
         "AND f.source = c.source AND NOT f.set_aside AND f.retry_at > {clock}) "
-        "ORDER BY c.id LIMIT %s",
+        f"ORDER BY c.id LIMIT %s {SKIP_LOCKED[statements.connection.vendor].format('c')}",
         [index.label, limit],
     )
     changes: dict[str, list[int]] = defaultdict(list)
@@ -159,7 +160,7 @@ def _lease(alias: str, owner: str, changes: list[int]) -> None:
     """Lease the sources of these changes, one for each, where nobody was faster."""
     Statements(alias).run_in(
         'INSERT INTO {lease} ("index", source, owner, expires_at) '
-        'SELECT "index", source, %s, {clock} + %s FROM {change} WHERE id IN {values} '
+        'SELECT "index", source, %s, {clock} + %s FROM {change} WHERE id {among} '
         "ON CONFLICT DO NOTHING",
         changes,
         [owner, conf.embeddings().lease],
@@ -175,8 +176,7 @@ def _held(alias: str, owner: str) -> set[str]:
 
 def _attempts(index: Embeddings, alias: str, keys: Sequence[str]) -> dict[str, int]:
     failures = Statements(alias).run_in(
-        'SELECT source, attempts, set_aside FROM {failure} WHERE "index" = %s '
-        "AND source IN {values}",
+        'SELECT source, attempts, set_aside FROM {failure} WHERE "index" = %s AND source {among}',
         keys,
         [index.label],
     )
@@ -186,7 +186,7 @@ def _attempts(index: Embeddings, alias: str, keys: Sequence[str]) -> dict[str, i
 
 def _delete_changes(claim: Claim, keys: Iterable[str]) -> None:
     Statements(claim.alias).run_in(
-        "DELETE FROM {change} WHERE id IN {values}",
+        "DELETE FROM {change} WHERE id {among}",
         [change for key in keys for change in claim.changes[key]],
     )
 
@@ -196,5 +196,5 @@ def _end_leases(claim: Claim, keys: Sequence[str]) -> None:
         release(claim)
         return
     Statements(claim.alias).run_in(
-        "DELETE FROM {lease} WHERE owner = %s AND source IN {values}", keys, [claim.owner]
+        "DELETE FROM {lease} WHERE owner = %s AND source {among}", keys, [claim.owner]
     )

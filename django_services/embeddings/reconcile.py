@@ -17,7 +17,7 @@ from .declaration import Embeddings
 from .models import Space
 from .sources import Keys, existing_keys, pages_of_keys, read_texts
 from .statements import Statements
-from .sync import stored_chunks
+from .work import stored_chunks
 
 PAGE = 500  # sources
 
@@ -61,7 +61,7 @@ def _unnoted(index: Embeddings, alias: str, keys: list[str]) -> list[str]:
         key
         for table in ("change", "failure")
         for (key,) in Statements(alias).run_in(
-            f'SELECT source FROM {{{table}}} WHERE "index" = %s AND source IN {{values}}',
+            f'SELECT source FROM {{{table}}} WHERE "index" = %s AND source {{among}}',
             keys,
             [index.label],
         )

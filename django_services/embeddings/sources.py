@@ -77,7 +77,7 @@ def embedded_rows(index: Embeddings, alias: str) -> models.QuerySet[Any]:
 def existing_keys(index: Embeddings, alias: str, keys: Sequence[str]) -> set[str]:
     """Return those of the keys whose row exists."""
     found = Statements(alias, index).run_in(
-        "SELECT {key} FROM {source} WHERE {pk} IN {values}", Keys(index, alias).to_stored(keys)
+        "SELECT {key} FROM {source} WHERE {pk} {among}", Keys(index, alias).to_stored(keys)
     )
     return {key for (key,) in found}
 

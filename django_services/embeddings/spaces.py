@@ -89,6 +89,11 @@ def ensure(index: Embeddings, alias: str) -> Space:
     return space
 
 
+def built(index: Embeddings, alias: str) -> list[Space]:
+    """Return the live spaces whose sources have all been brought in once."""
+    return [space for space in live(index, alias) if not _is_backfilling(space, alias)]
+
+
 def activate_if_built(index: Embeddings, alias: str) -> Space | None:
     """Switch to the space being built if its backfill is done; returns it then."""
     with transaction.atomic(using=alias):
@@ -119,7 +124,7 @@ def _begin(index: Embeddings, alias: str, wanted: dict[str, Any]) -> Space:
         else:
             space.state = Space.State.BUILDING
             backlog.enqueue_all(index, alias)
-            space.backfill_to = Change.objects.using(alias).aggregate(last=Max("id"))["last"] or 0
+        space.backfill_to = Change.objects.using(alias).aggregate(last=Max("id"))["last"] or 0
         space.save(using=alias)
     logger.info("%s: new space %s of %s", index.label, space.pk, space.model)
     return space

@@ -6,11 +6,12 @@ keys, of which it would prepare every value.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from django.db import connections, models
+from django.db import connections, models, transaction
 
 from .declaration import Embeddings
 from .models import Change, Failure, Lease, Space
@@ -21,6 +22,9 @@ CLOCK = {
     "postgresql": "extract(epoch from clock_timestamp())",
 }
 
+#: vendor -> rows that are passed over while another transaction holds them.
+SKIP_LOCKED = {"sqlite": "", "postgresql": "FOR UPDATE OF {} SKIP LOCKED"}
+
 #: vendor -> a list of numbers or texts that is one parameter, as JSON: it has no
 #: limit, and nothing is prepared value by value.
 LISTS = {"sqlite": "(SELECT value FROM json_each(%s))"}
@@ -29,12 +33,28 @@ LISTS = {"sqlite": "(SELECT value FROM json_each(%s))"}
 IN_LIST = 900
 
 
+@contextlib.contextmanager
+def own_transaction(alias: str) -> Iterator[None]:
+    """Open a transaction of a worker's own, in which nothing fails for another's write.
+
+    A project may have chosen another isolation for all its connections.
+    """
+    connection = connections[alias]
+    is_outermost = not connection.in_atomic_block
+    with transaction.atomic(using=alias):
+        if is_outermost and connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        yield
+
+
 class Statements:
     """Runs SQL on a database; names in braces stand for quoted names.
 
     ``{change}``, ``{lease}``, ``{failure}`` and ``{space}`` are tables, ``{clock}``
     is the time. Of a declaration, ``{source}`` is its model's table, ``{pk}`` that
-    table's key, ``{key}`` the key as text, and ``{chunk}`` the table of chunks.
+    table's key, ``{pk_type}`` the type of references to it, ``{key}`` the key as
+    text, and ``{chunk}`` the table of chunks.
     """
 
     def __init__(self, alias: str, index: Embeddings | None = None) -> None:
@@ -47,10 +67,12 @@ class Statements:
             "clock": CLOCK[self.connection.vendor],
         }
         if index is not None:
-            pk = self.connection.ops.quote_name(str(index.model._meta.pk.column))
+            key = index.model._meta.pk
+            pk = self.connection.ops.quote_name(str(key.column))
             self._names |= {
                 "source": self._quoted(index.model),
                 "pk": pk,
+                "pk_type": str(key.rel_db_type(self.connection)),
                 "key": f"CAST({pk} AS TEXT)",
                 "chunk": self._quoted(index.chunk_model),
             }
@@ -79,25 +101,28 @@ class Statements:
         """Run a statement for many values and return its rows.
 
         Args:
-            sql: Its last parameters are the list: ``… AND id IN {values}``.
+            sql: Its last parameter is the list: ``… AND id {among}``.
             values: Numbers, texts or bytes, as the database takes them.
             parameters: Those before the list.
         """
         found = []
-        for places, part in self._lists(values):
-            found += self.run(sql.replace("{values}", places), [*parameters, *part])
+        for among, part in self._lists(values):
+            found += self.run(sql.replace("{among}", among), [*parameters, *part])
         return found
 
     def _lists(self, values: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
-        """Yield SQL for lists that hold the values, and their parameters."""
+        """Yield SQL that tells whether a value is among these, and its parameters."""
         if not values:
             return
-        if self.connection.vendor in LISTS and not isinstance(values[0], bytes):
-            yield LISTS[self.connection.vendor], [json.dumps(values)]
-            return
-        for at in range(0, len(values), IN_LIST):
-            part = values[at : at + IN_LIST]
-            yield f"({', '.join(['%s'] * len(part))})", part
+        vendor = self.connection.vendor
+        if vendor == "postgresql":
+            yield "= ANY(%s)", [list(values)]
+        elif vendor in LISTS and not isinstance(values[0], bytes):
+            yield f"IN {LISTS[vendor]}", [json.dumps(values)]
+        else:
+            for at in range(0, len(values), IN_LIST):
+                part = values[at : at + IN_LIST]
+                yield f"IN ({', '.join(['%s'] * len(part))})", part
 
     def _quoted(self, model: type[models.Model]) -> str:
         return self.connection.ops.quote_name(model._meta.db_table)

@@ -1,35 +1,37 @@
-"""Bringing the stored embeddings in step: claim, read, chunk, embed, store.
+"""Bringing the stored embeddings in step: claim, plan, call, store.
 
-One function does it, `sync_batch`; the command, the end of a request, a task and
-a test all call it.
+`sync` does it for a whole database, with several batches under way and several
+calls to the model in flight; the command, a task and a test call it. At the end of
+a request `sync_pending` does a few sources, one batch after the other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from django.db import connections, router, transaction
 
-from .. import conf, openai_service
+from .. import conf
 from ..exceptions import ServiceError
-from ..privacy import Texts
 from ..signals import embeddings_synced
-from . import capture, claims, spaces
+from . import capture, claims, spaces, storage
+from .calls import Calls, Stop, calling, wait_for
 from .capture.backlog import enqueue_all
-from .chunking import Piece, SourceText, chunk
 from .claims import Claim
 from .declaration import Embeddings, get_index, indexes_on
 from .models import Change, Space
-from .sources import Keys, existing_keys, read_texts
-from .statements import Statements
+from .statements import own_transaction
+from .work import TEXTS_IN_CALL, Call, Work, calls_for, plan
 
 if TYPE_CHECKING:
-    import numpy as np
+    from .work import Outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -54,57 +56,48 @@ class Report:
         self.activated += other.activated
 
 
-@dataclass(slots=True)
-class Diff:
-    """How the chunks of some sources in one space differ from what they should be."""
-
-    space: Space
-    stale: list[tuple[str, int]] = field(default_factory=list)  # key, id of the chunk
-    missing: list[tuple[str, Piece]] = field(default_factory=list)  # key, piece
-    vectors: dict[bytes, Any] = field(default_factory=dict)  # by content hash, as stored
-    embedded: int = 0  # texts whose vector is new
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a claim came to: the vectors found, and what failed, by key."""
-
-    claim: Claim
-    diffs: list[Diff]
-    errors: dict[str, ServiceError]
-
-
 def sync(
     indexes: Sequence[Embeddings] | None = None,
     *,
     alias: str,
     batch_size: int | None = None,
     progress: Callable[[Embeddings, Report], object] | None = None,
+    building: Callable[[Embeddings, float, str], object] | None = None,
+    stop: Stop | None = None,
 ) -> Report:
     """Bring every pending source of a database in step.
 
     Also mends what a failed migration left: triggers that are missing, and the
-    space of a declaration that changed.
+    space of a declaration that changed. On PostgreSQL it builds the index that
+    searches need.
 
     Args:
         indexes: The declarations; all of the database if None.
         alias: The database.
         batch_size: Sources claimed at once; else ``EMBEDDINGS["BATCH_SIZE"]``.
         progress: Called after each batch with the declaration and its batch.
+        building: Called while an index is built with the declaration and the
+            share that is done, 0 to 1, and what is being done.
+        stop: Once set, nothing new is begun; what is in flight has `calls.GRACE`
+            seconds to be stored, and is given back after that.
 
     Raises:
         ServiceError: The OpenAI service as a whole cannot be used; the sources
             stay pending.
     """
     total = Report()
+    stop = stop or Stop()
+    size = batch_size or conf.embeddings().batch_size
     _mend_capture(alias)
     for index in indexes_on(alias) if indexes is None else indexes:
         spaces.ensure(index, alias)
-        for batch in _batches(index, alias, batch_size or conf.embeddings().batch_size):
+        for batch in _batches(index, alias, size, stop):
             total.add(batch)
             if progress is not None:
                 progress(index, batch)
-        if spaces.activate_if_built(index, alias):
+        if stop.is_set:
+            break
+        if _complete(index, alias, building):
             total.activated.append(index.label)
     spaces.trim_log(alias)
     return total
@@ -128,52 +121,48 @@ def sync_batch(index: Embeddings, alias: str, *, limit: int) -> Report | None:
     if claim is None:
         return None
     with _given_back_on_error(claim):
-        report = store(work_out(claim))
-    embeddings_synced.send(
-        sender=Embeddings,
-        index=index.label,
-        embedded=report.embedded,
-        stored=report.stored,
-        removed=report.removed,
-        failed=report.failed,
-    )
-    return report
+        return _stored(work_out(claim))
 
 
 def work_out(claim: Claim) -> Work:
     """Read, cut and embed what was claimed; holds no transaction during the call."""
-    texts = read_texts(claim.index, claim.alias, claim.keys)
-    wanted, errors = _cut(claim.index, claim.keys, texts)
-    diffs = _differences(claim.index, claim.alias, wanted)
-    for diff in diffs:
-        errors |= _find_vectors(claim.index, claim.alias, diff)
-    return Work(claim, diffs, errors)
+    work = plan(claim)
+    vendor = connections[claim.alias].vendor
+    for call in calls_for(work):
+        call.take(call(), vendor)
+    return work
 
 
 def store(work: Work) -> Report:
     """Write what was worked out, for the sources that are still the claim's own."""
     claim = work.claim
     report = Report(sources=len(claim.changes))
-    with transaction.atomic(using=claim.alias):
+    errors = work.errors
+    with own_transaction(claim.alias):
         mine = claims.hold(claim)
-        failed = {key: error for key, error in work.errors.items() if key in mine}
+        failed = {key: error for key, error in errors.items() if key in mine}
         set_aside = set(claims.fail(claim, failed))
-        done = mine - failed.keys()
-        # A source that was deleted during the call must not come back.
-        existing = existing_keys(claim.index, claim.alias, list(done))
-        for diff in work.diffs:
-            # A text that is set aside must not be found by what it said before.
-            report.removed += _remove(claim, diff, done | set_aside)
-            report.stored += _insert(claim, diff, existing)
-            report.embedded += diff.embedded
+        done = mine - failed.keys() - work.withheld
+        # A text that is set aside must not be found by what it said before.
+        left = done | set_aside
+        stale = [id_ for diff in work.diffs for key, id_ in diff.stale if key in left]
+        report.removed = storage.remove(claim.index, claim.alias, stale)
+        report.stored = storage.insert(claim.index, claim.alias, _new_chunks(work, done))
+        report.embedded = sum(diff.embedded for diff in work.diffs)
         report.failed = len(failed)
         claims.finish(claim, done)
+    if work.withheld:
+        claims.release(claim)
     return report
 
 
-def _batches(index: Embeddings, alias: str, size: int) -> Iterator[Report]:
-    while report := sync_batch(index, alias, limit=size):
-        yield report
+def databases() -> list[str]:
+    """Return the databases that hold stored embeddings."""
+    return [
+        alias
+        for alias in connections
+        if router.allow_migrate_model(alias, Space) and indexes_on(alias)
+    ]
 
 
 def _mend_capture(alias: str) -> None:
@@ -181,6 +170,40 @@ def _mend_capture(alias: str) -> None:
     with transaction.atomic(using=alias):
         for label in capture.install(alias):
             enqueue_all(get_index(label), alias)
+
+
+def _complete(
+    index: Embeddings, alias: str, building: Callable[[Embeddings, float, str], object] | None
+) -> bool:
+    """Build the search index of each space that is complete; tell whether one took over."""
+    from . import ann_index  # not loaded where nothing is completed
+
+    report = None if building is None else partial(building, index)
+    for space in spaces.built(index, alias):
+        ann_index.ensure(index, space, alias, progress=report)
+    return spaces.activate_if_built(index, alias) is not None
+
+
+def _new_chunks(work: Work, keys: Collection[str]) -> list[storage.NewChunk]:
+    return [
+        storage.NewChunk(key, diff.space.pk, piece, diff.vectors[piece.content_hash])
+        for diff in work.diffs
+        for key, piece in diff.missing
+        if key in keys
+    ]
+
+
+def _stored(work: Work) -> Report:
+    report = store(work)
+    embeddings_synced.send(
+        sender=Embeddings,
+        index=work.claim.index.label,
+        embedded=report.embedded,
+        stored=report.stored,
+        removed=report.removed,
+        failed=report.failed,
+    )
+    return report
 
 
 @contextlib.contextmanager
@@ -193,159 +216,89 @@ def _given_back_on_error(claim: Claim) -> Iterator[None]:
         raise
 
 
-def _cut(
-    index: Embeddings, keys: Sequence[str], texts: dict[str, SourceText | ServiceError]
-) -> tuple[dict[str, list[Piece]], dict[str, ServiceError]]:
-    """Return the pieces of each key, none where the row is gone; and what failed."""
-    size, overlap = index.chunk_size, index.chunk_overlap
-    pieces: dict[str, list[Piece]] = {}
-    errors: dict[str, ServiceError] = {}
-    for key in keys:
-        text = texts.get(key)
-        if isinstance(text, ServiceError):
-            errors[key] = text
-            text = None
-        pieces[key] = chunk(text, size=size, overlap=overlap) if text else []
-    return pieces, errors
+# Several batches under way -----------------------------------------------------------
 
 
-def _differences(index: Embeddings, alias: str, wanted: dict[str, list[Piece]]) -> list[Diff]:
-    return [
-        _difference(index, alias, space, wanted)
-        for space in spaces.live(index, alias)
-        if spaces.can_be_embedded(space, index)
-    ]
+@dataclass(slots=True)
+class _Batch:
+    """A claim whose calls are in flight."""
+
+    work: Work
+    calls: list[tuple[Call, Future[Outcomes]]]
+
+    @property
+    def size(self) -> int:
+        """Its calls; what needs none takes memory all the same."""
+        return max(1, len(self.calls))
+
+    @property
+    def futures(self) -> list[Future[Outcomes]]:
+        return [future for _, future in self.calls]
+
+    def collect(self) -> ServiceError | None:
+        """Take what the calls brought; return an error that concerns every text."""
+        found = None
+        vendor = connections[self.work.claim.alias].vendor
+        for call, future in self.calls:
+            try:
+                call.take(future.result(), vendor)
+            except ServiceError as error:
+                found = error
+                self.work.withhold(call)
+        return found
 
 
-def _difference(
-    index: Embeddings, alias: str, space: Space, wanted: dict[str, list[Piece]]
-) -> Diff:
-    """Compare the stored chunks with the wanted pieces, number by number."""
-    diff = Diff(space)
-    stored = stored_chunks(index, alias, space, list(wanted))
-    for key, pieces in wanted.items():
-        chunks = stored.get(key, {})
-        in_step = {
-            piece.number
-            for piece in pieces
-            if piece.number in chunks
-            and chunks[piece.number][1:] == (piece.start, piece.end, piece.content_hash)
-        }
-        diff.stale += [(key, row[0]) for number, row in chunks.items() if number not in in_step]
-        diff.missing += [(key, piece) for piece in pieces if piece.number not in in_step]
-    return diff
+def _batches(index: Embeddings, alias: str, size: int, stop: Stop) -> Iterator[Report]:
+    """Yield what each batch came to, in the order in which they were claimed.
 
-
-StoredChunk = tuple[int, int, int, bytes]  # id, start, end, content hash
-
-
-def stored_chunks(
-    index: Embeddings, alias: str, space: Space, keys: Sequence[str]
-) -> dict[str, dict[int, StoredChunk]]:
-    """Return the chunks that a space holds of these sources: by key and number."""
-    found: dict[str, dict[int, StoredChunk]] = defaultdict(dict)
-    rows = Statements(alias, index).run_in(
-        'SELECT source_id, number, id, start, "end", content_hash FROM {chunk} '
-        "WHERE space_id = %s AND source_id IN {values}",
-        Keys(index, alias).to_stored(keys),
-        [space.pk],
-    )
-    for source, number, chunk_id, start, end, content_hash in rows:
-        found[str(source)][number] = (chunk_id, start, end, bytes(content_hash))
-    return found
-
-
-def _find_vectors(index: Embeddings, alias: str, diff: Diff) -> dict[str, ServiceError]:
-    """Give every missing piece its vector: a stored one, else a new one.
-
-    Returns what failed, by key.
+    After an error that concerns every text nothing is begun, and what other calls
+    brought is stored before the error is raised: it is paid for.
     """
-    contents = {piece.content_hash: piece.content for _, piece in diff.missing}
-    diff.vectors = _stored_vectors(index, alias, diff.space, list(contents))
-    new = [content_hash for content_hash in contents if content_hash not in diff.vectors]
-    outcomes = _embed(index, diff.space, Texts([contents[content_hash] for content_hash in new]))
-    failures = {
-        content_hash: outcome
-        for content_hash, outcome in zip(new, outcomes, strict=True)
-        if isinstance(outcome, ServiceError)
-    }
-    embedded = [content_hash for content_hash in new if content_hash not in failures]
-    vectors = [outcome for outcome in outcomes if not isinstance(outcome, ServiceError)]
-    field = index.chunk_model._meta.get_field("vector")
-    diff.vectors |= zip(
-        embedded, field.get_db_prep_values(vectors, connections[alias]), strict=True
-    )
-    diff.embedded = len(embedded)
-    return {
-        key: failures[piece.content_hash]
-        for key, piece in diff.missing
-        if piece.content_hash in failures
-    }
+    error: ServiceError | None = None
+    under_way: deque[_Batch] = deque()
+    with calling(_calls_in_flight(index)) as calls:
+        try:
+            while True:
+                if error is None:
+                    _fill(under_way, index, alias, size, calls, stop)
+                if not under_way or not wait_for(under_way[0].futures, stop):
+                    break
+                error = under_way[0].collect() or error
+                yield _stored(under_way[0].work)
+                under_way.popleft()
+        finally:
+            for batch in under_way:
+                claims.release(batch.work.claim)
+    if error is not None:
+        raise error
 
 
-def _embed(
-    index: Embeddings, space: Space, texts: Texts
-) -> Sequence[np.ndarray[Any, Any] | ServiceError]:
-    if not texts:
-        return []
-    return openai_service.embed_outcomes(
-        texts, alias=index.alias, model=space.model, dimensions=space.dimensions
-    )
+def _calls_in_flight(index: Embeddings) -> int:
+    """Return how many calls may be in flight; the embedded model has no use for several."""
+    settings = conf.embeddings()
+    return 1 if conf.openai(index.alias).is_embedded else settings.concurrency
 
 
-def _stored_vectors(
-    index: Embeddings, alias: str, space: Space, hashes: Sequence[bytes]
-) -> dict[bytes, Any]:
-    """Return the vectors that equal texts already have, whatever their source."""
-    alike = spaces.alike(space)
-    found = Statements(alias, index).run_in(
-        "SELECT content_hash, vector FROM {chunk} "
-        f"WHERE space_id IN ({', '.join(['%s'] * len(alike))}) AND content_hash IN {{values}}",
-        hashes,
-        alike,
-    )
-    return {bytes(content_hash): vector for content_hash, vector in found}
+def _fill(
+    under_way: deque[_Batch], index: Embeddings, alias: str, size: int, calls: Calls, stop: Stop
+) -> None:
+    """Begin batches until every thread has a call, and another one waits for it.
+
+    What a killed process has paid for in vain is bounded so, and its memory too.
+    """
+    most = 1 if calls.most == 1 else 2 * calls.most
+    while not stop.is_set and sum(batch.size for batch in under_way) < most:
+        batch = _begun(index, alias, size, calls)
+        if batch is None:
+            break
+        under_way.append(batch)
 
 
-def _remove(claim: Claim, diff: Diff, keys: Iterable[str]) -> int:
-    keys = set(keys)
-    ids = [chunk_id for key, chunk_id in diff.stale if key in keys]
-    statements = Statements(claim.alias, claim.index)
-    statements.run_in("DELETE FROM {chunk} WHERE id IN {values}", ids)
-    return len(ids)
-
-
-def _insert(claim: Claim, diff: Diff, keys: set[str]) -> int:
-    existing = list(keys)
-    sources = dict(zip(existing, Keys(claim.index, claim.alias).to_stored(existing), strict=True))
-    rows = [
-        (
-            sources[key],
-            diff.space.pk,
-            piece.number,
-            piece.start,
-            piece.end,
-            piece.text,
-            piece.context,
-            piece.content_hash,
-            diff.vectors[piece.content_hash],
-        )
-        for key, piece in diff.missing
-        if key in sources
-    ]
-    # Many times faster than bulk_create, which makes an instance of each row.
-    Statements(claim.alias, claim.index).run_each(
-        'INSERT INTO {chunk} (source_id, space_id, number, start, "end", text, context, '
-        "content_hash, vector) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        rows,
-    )
-    return len(rows)
-
-
-def databases() -> list[str]:
-    """Return the databases that hold stored embeddings."""
-    return [
-        alias
-        for alias in connections
-        if router.allow_migrate_model(alias, Space) and indexes_on(alias)
-    ]
+def _begun(index: Embeddings, alias: str, size: int, calls: Calls) -> _Batch | None:
+    claim = claims.claim(index, alias, limit=size)
+    if claim is None:
+        return None
+    with _given_back_on_error(claim):
+        work = plan(claim)
+        texts = TEXTS_IN_CALL if calls.most > 1 else None
+        return _Batch(work, [(call, calls.submit(call)) for call in calls_for(work, texts=texts)])

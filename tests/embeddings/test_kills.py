@@ -49,7 +49,12 @@ def shop(project, far_end):
             embeddings = Embeddings("name")
     """)
     services = far_end.settings() | {
-        "EMBEDDINGS": {"BATCH_SIZE": BATCH, "LEASE": LEASE, "ON_COMMIT": "off"}
+        "EMBEDDINGS": {
+            "BATCH_SIZE": BATCH,
+            "CONCURRENCY": 1,
+            "LEASE": LEASE,
+            "ON_COMMIT": "off",
+        }
     }
     project.configure(f"DJANGO_SERVICES = {services!r}")
     project.migrate()
