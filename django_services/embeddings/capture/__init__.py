@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 #: Vendors whose databases can capture changes, and the modules that know how.
-CAPTURE = {"sqlite": "sqlite"}
+CAPTURE = {"postgresql": "postgresql", "sqlite": "sqlite"}
 
 
 def connect() -> None:

@@ -30,7 +30,7 @@ def enqueue_unnoted(index: Embeddings, alias: str) -> int:
         forget_gone(index, alias)
         return Statements(alias, index).count(
             'INSERT INTO {change} ("index", source) SELECT %s, {key} FROM {source} '
-            'WHERE {key} NOT IN (SELECT source FROM {change} WHERE "index" = %s)',
+            'EXCEPT SELECT "index", source FROM {change} WHERE "index" = %s',
             [index.label, index.label],
         )
 
@@ -39,10 +39,14 @@ def forget_gone(index: Embeddings, alias: str) -> None:
     """Remove the chunks, notes and failures of sources that are no longer there."""
     statements = Statements(alias, index)
     with transaction.atomic(alias):
-        statements.run("DELETE FROM {chunk} WHERE source_id NOT IN (SELECT {pk} FROM {source})")
+        # NOT IN would look through the whole table for each row, where memory does not hold it.
+        statements.run(
+            "DELETE FROM {chunk} WHERE NOT EXISTS "
+            "(SELECT 1 FROM {source} WHERE {pk} = {chunk}.source_id)"
+        )
         for table in ("change", "failure"):
             statements.run(
                 f'DELETE FROM {{{table}}} WHERE "index" = %s '
-                "AND source NOT IN (SELECT {key} FROM {source})",
+                f"AND NOT EXISTS (SELECT 1 FROM {{source}} WHERE {{key}} = {{{table}}}.source)",
                 [index.label],
             )

@@ -19,6 +19,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.utils import DatabaseError, OperationalError
 
+from .triggers import PREFIX
+
 logger = logging.getLogger(__name__)
 
 #: What SQLite says when a trigger cannot run, or stands in the way of ALTER TABLE.
@@ -75,7 +77,7 @@ def _drop_broken(connection: BaseDatabaseWrapper, message: str) -> bool:
     """Drop the triggers that an error speaks of; tell whether there were any."""
     from . import sqlite  # not loaded by every process that has the app
 
-    broken = re.match(_BROKEN.format(prefix=sqlite.PREFIX), message)
+    broken = re.match(_BROKEN.format(prefix=PREFIX), message)
     if broken is None:
         return False
     named = next(name for name in broken.groups() if name)

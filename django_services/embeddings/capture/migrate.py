@@ -1,8 +1,9 @@
-"""Capture around migrations: off while tables are rebuilt, on again afterwards.
+"""Capture around migrations: after each, the triggers are those of the models.
 
-SQLite alters a table by rebuilding it, which triggers do not survive and may
-forbid. So they are dropped before and made again after, and the indexes whose
-rows may have changed in between are noted as a whole. A migration that fails
+Indexes of which one was missing or altered are noted as a whole. PostgreSQL's
+triggers are there all the time. SQLite alters a table by rebuilding it, which
+triggers do not survive and may forbid. So there they are dropped before and made
+again after, and what was written in between is looked at. A migration that fails
 midway sends no `post_migrate`: its triggers stay missing, which `services check`
 says, until the next ``migrate`` or ``embeddings sync``.
 """
@@ -19,7 +20,7 @@ from django.db.migrations import Migration, RunPython, RunSQL, SeparateDatabaseA
 from django.db.migrations.operations.base import Operation
 
 from ..declaration import Embeddings, indexes_on
-from . import sqlite
+from . import CAPTURE, install, missing, sqlite
 from .backlog import enqueue_all, forget_gone
 from .watch import tables
 
@@ -105,11 +106,11 @@ def before(*, using: str, plan: Iterable[tuple[Migration, bool]] | None = None, 
         _absences.pop(using).end()
     indexes = indexes_on(using)
     with transaction.atomic(using):
-        missing = sqlite.missing(connection, indexes)
+        incomplete = sqlite.missing(connection, indexes)
         sqlite.uninstall(connection)
         _absences[using] = Absence(
             connection,
-            intact={index.label for index in indexes}.difference(missing),
+            intact={index.label for index in indexes}.difference(incomplete),
             opaque=any(map(_is_opaque, _operations(plan))),
             names={name for index in indexes for name in _tables(index)},
         )
@@ -118,28 +119,27 @@ def before(*, using: str, plan: Iterable[tuple[Migration, bool]] | None = None, 
 def after(*, using: str, **kwargs: Any) -> None:
     """Make the triggers again, and note what may have changed meanwhile (`post_migrate`)."""
     connection = connections[using]
-    if connection.vendor != "sqlite":
+    if connection.vendor not in CAPTURE:
         return
     absence = _absences.pop(using, None)
     indexes = {index.label: index for index in indexes_on(using)}
     with transaction.atomic(using):
-        # The first write takes the lock: nobody else writes from here on.
-        installed = [indexes[label] for label in sqlite.install(connection, indexes.values())]
-        for index in installed:
+        # What is installed is locked: nobody else writes from here on.
+        for index in (indexes[label] for label in install(using)):
             if absence is None or absence.may_have_missed(index):
                 enqueue_all(index, using)
     if absence is not None:
         absence.end()
     if "plan" not in kwargs:
-        _forget_flushed(connection, indexes.values())
+        _forget_flushed(using, indexes.values())
 
 
-def _forget_flushed(connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]) -> None:
+def _forget_flushed(using: str, indexes: Iterable[Embeddings]) -> None:
     """Take back the notes that flush made in emptying one table after the other."""
-    missing = sqlite.missing(connection, indexes)
+    incomplete = missing(using)
     for index in indexes:
-        if index.label not in missing:
-            forget_gone(index, connection.alias)
+        if index.label not in incomplete:
+            forget_gone(index, using)
 
 
 def _operations(plan: Iterable[tuple[Migration, bool]]) -> Iterable[Operation]:

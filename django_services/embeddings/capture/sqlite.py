@@ -7,8 +7,6 @@ there; `migrate` and `mend` see to the rest.
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +16,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..declaration import Embeddings
 from ..models import Change, ChunkChange, Failure, Space
+from .triggers import PREFIX, Column, absent, compare, labels, log_unfit, unique_name
+from .triggers import Trigger as AnyTrigger
 from .watch import Join, Watch, column, watches
-
-logger = logging.getLogger(__name__)
-
-#: Every trigger of this package is known by it, also when its declaration is gone.
-PREFIX = "django_services_"
 
 #: The first row of a log that was begun anew stands for none.
 NO_CHUNK = 0
@@ -31,30 +26,13 @@ NO_CHUNK = 0
 #: Which images of a row an event has.
 IMAGES = {"INSERT": ("NEW",), "UPDATE": ("OLD", "NEW"), "DELETE": ("OLD",)}
 
-#: A table and one of its columns, as SQLite compares them: in lower case.
-Column = tuple[str, str]
-
 
 @dataclass(frozen=True, slots=True)
-class Trigger:
+class Trigger(AnyTrigger):
     """A trigger as it should be."""
 
-    label: str
-    name: str
-    sql: str
-    requires: frozenset[Column]
     #: Whether it keeps the log of chunks, and not the notes of changed sources.
     watches_chunks: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """What parts the triggers of a database from those that are wanted."""
-
-    dropped: tuple[str, ...]
-    created: tuple[Trigger, ...]
-    #: Wanted, but a table or column that they name is not there.
-    unfit: tuple[Trigger, ...]
 
 
 def install(connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]) -> list[str]:
@@ -64,7 +42,7 @@ def install(connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]) -> l
         Labels of the indexes that had a trigger missing or altered and have them all now.
     """
     wanted = [trigger for index in indexes for trigger in triggers(index, connection)]
-    if not _has_work(compare(wanted, existing(connection), columns(connection))):
+    if compare(wanted, existing(connection), columns(connection)).is_none:
         return []
     with transaction.atomic(connection.alias), connection.cursor() as cursor:
         # Compared again: another process may have been here before the lock was ours.
@@ -74,9 +52,8 @@ def install(connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]) -> l
         for trigger in difference.created:
             cursor.execute(trigger.sql)
         _restart_chunk_logs(cursor, difference.created)
-    unfit = _labels(difference.unfit)
-    _log_unfit(connection.alias, unfit)
-    return [label for label in _labels(difference.created) if label not in unfit]
+    log_unfit(difference, connection.alias)
+    return difference.restored()
 
 
 def uninstall(connection: BaseDatabaseWrapper) -> int:
@@ -86,9 +63,8 @@ def uninstall(connection: BaseDatabaseWrapper) -> int:
 
 def missing(connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]) -> list[str]:
     """Return the labels of indexes whose triggers are not all there as they should be."""
-    held = existing(connection)
     wanted = (trigger for index in indexes for trigger in triggers(index, connection))
-    return _labels(trigger for trigger in wanted if held.get(trigger.name) != trigger.sql)
+    return absent(wanted, existing(connection))
 
 
 def existing(connection: BaseDatabaseWrapper) -> dict[str, str]:
@@ -121,23 +97,6 @@ def columns(connection: BaseDatabaseWrapper) -> set[Column]:
             "WHERE tables.type = 'table' AND tables.rootpage > 0"
         )
         return set(cursor.fetchall())
-
-
-def compare(wanted: Iterable[Trigger], held: dict[str, str], there: set[Column]) -> Difference:
-    """Decide which triggers to drop and which to make."""
-    fit: dict[str, Trigger] = {}
-    unfit: list[Trigger] = []
-    for trigger in wanted:
-        if trigger.requires <= there:
-            fit[trigger.name] = trigger
-        else:
-            unfit.append(trigger)
-    kept = {name for name, sql in held.items() if name in fit and fit[name].sql == sql}
-    return Difference(
-        dropped=tuple(name for name in held if name not in kept),
-        created=tuple(trigger for name, trigger in fit.items() if name not in kept),
-        unfit=tuple(unfit),
-    )
 
 
 def triggers(index: Embeddings, connection: BaseDatabaseWrapper) -> list[Trigger]:
@@ -274,8 +233,7 @@ class _Writer:
         return Trigger(self.index.label, name, sql, frozenset(needs), watches_chunks)
 
     def _trigger_name(self, watch: Watch, event: str, purpose: str) -> str:
-        identity = repr((self.index.label, watch.table, watch.joins, event, purpose))
-        return f"{PREFIX}{event.lower()}_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        return unique_name(event, self.index.label, watch.table, watch.joins, event, purpose)
 
     def _event(self, watch: Watch, event: str) -> str:
         if event != "UPDATE" or watch.is_computed or not watch.columns:
@@ -313,7 +271,7 @@ def _restart_chunk_logs(cursor: Any, created: Iterable[Trigger]) -> None:
     A reader whose last row is no longer in the log cannot go on from it.
     """
     log, spaces = ChunkChange._meta.db_table, Space._meta.db_table
-    for label in _labels(trigger for trigger in created if trigger.watches_chunks):
+    for label in labels(trigger for trigger in created if trigger.watches_chunks):
         of_index = f'FROM "{spaces}" WHERE "index" = %s'
         cursor.execute(f'DELETE FROM "{log}" WHERE "space" IN (SELECT "id" {of_index})', [label])
         cursor.execute(
@@ -321,24 +279,6 @@ def _restart_chunk_logs(cursor: Any, created: Iterable[Trigger]) -> None:
             f'SELECT "id", {NO_CHUNK}, randomblob(8) {of_index}',
             [label],
         )
-
-
-def _log_unfit(alias: str, labels: Iterable[str]) -> None:
-    for label in labels:
-        logger.info(
-            "Changes of %s on %r are not all captured yet: a table or column that it watches "
-            "is not there. Run: manage.py migrate",
-            label,
-            alias,
-        )
-
-
-def _has_work(difference: Difference) -> bool:
-    return bool(difference.dropped or difference.created)
-
-
-def _labels(of: Iterable[Trigger]) -> list[str]:
-    return list(dict.fromkeys(trigger.label for trigger in of))
 
 
 def _alias(position: int) -> str:

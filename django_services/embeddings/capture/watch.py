@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.core.exceptions import FieldError
@@ -46,10 +46,24 @@ class Watch:
     joins: tuple[Join, ...] = ()
     #: Whether the database computes a column: no statement names it when it changes.
     is_computed: bool = False
+    #: Columns by which a row is known before and after an update.
+    key: tuple[str, ...] = ("id",)
 
 
-#: Fields of the watched tables, by the joins that lead to their table.
-_Fields = dict[tuple[Join, ...], dict[str, Any]]
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table that lookups reach: its model's options, and the fields to watch by column."""
+
+    options: Any
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, fields: Iterable[Any]) -> None:
+        for noted in fields:
+            self.fields.update(dict.fromkeys(_columns(noted), noted))
+
+
+#: By the joins that lead there.
+_Tables = dict[tuple[Join, ...], _Table]
 
 
 def watches(index: Embeddings) -> list[Watch]:
@@ -58,12 +72,13 @@ def watches(index: Embeddings) -> list[Watch]:
     Raises:
         ConfigurationError: A lookup leads nowhere; names the nearest field.
     """
-    fields: _Fields = {(): {}}
+    source = _Table(index.model._meta)
+    found: _Tables = {(): source}
     for lookup in index.paths():
-        _follow(index, lookup, fields)
+        _follow(index, lookup, found)
     # A source whose key changes is another source, which is not a matter of columns.
-    fields[()].pop(column(index.model), None)
-    return [_watch(index.model, joins, found) for joins, found in fields.items()]
+    source.fields.pop(column(index.model), None)
+    return [_watch(joins, table) for joins, table in found.items()]
 
 
 def tables(index: Embeddings) -> set[str]:
@@ -79,16 +94,17 @@ def column(model: type[Model], name: str | None = None) -> str:
     return found
 
 
-def _watch(model: type[Model], joins: tuple[Join, ...], found: dict[str, Any]) -> Watch:
+def _watch(joins: tuple[Join, ...], table: _Table) -> Watch:
     return Watch(
-        table=joins[-1].table if joins else model._meta.db_table,
-        columns=tuple(found),
+        table=table.options.db_table,
+        columns=tuple(table.fields),
         joins=joins,
-        is_computed=any(getattr(field, "generated", False) for field in found.values()),
+        is_computed=any(getattr(field, "generated", False) for field in table.fields.values()),
+        key=tuple(_columns(table.options.pk)),
     )
 
 
-def _follow(index: Embeddings, lookup: str, fields: _Fields) -> None:
+def _follow(index: Embeddings, lookup: str, found: _Tables) -> None:
     """Note the columns that a lookup passes, from the source to its last field."""
     path, targets = _trimmed(*_resolve(index, lookup))
     joins: tuple[Join, ...] = ()
@@ -99,16 +115,10 @@ def _follow(index: Embeddings, lookup: str, fields: _Fields) -> None:
             near=tuple(near.column for near, _ in pairs),
             far=tuple(far.column for _, far in pairs),
         )
-        _note(fields, joins, [near for near, _ in pairs])
+        found[joins].note(near for near, _ in pairs)
         joins = (*joins, join)
-        _note(fields, joins, [far for _, far in pairs])
-    _note(fields, joins, targets)
-
-
-def _note(fields: _Fields, joins: tuple[Join, ...], noted: Iterable[Any]) -> None:
-    columns = fields.setdefault(joins, {})
-    for field in noted:
-        columns.update(dict.fromkeys(_columns(field), field))
+        found.setdefault(joins, _Table(step.to_opts)).note(far for _, far in pairs)
+    found[joins].note(targets)
 
 
 def _columns(field: Any) -> list[str]:

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from django.db import connection
 from django.utils import timezone
 
+from django_services.embeddings import capture
 from django_services.embeddings.declaration import Embeddings, get_index
 from django_services.embeddings.models import Change, ChunkChange, Space
+from tests.testapp.models import Article
+
+ARTICLE = "testapp.Article.embeddings"
+BOOK = "testapp.Book.embeddings"
+NOTE = "testapp.Note.embeddings"
+
+#: Ways to delete an article.
+DELETES = {
+    "delete()": lambda article: article.delete(),
+    "a queryset's": lambda article: Article.objects.all().delete(),
+    "raw": lambda article: execute("DELETE FROM testapp_article"),
+    "raw by key": lambda article: execute("DELETE FROM testapp_article WHERE id = %s", article.id),
+}
+
+
+def held() -> dict[str, object]:
+    """Return every trigger of the package that the default database holds, by name."""
+    vendor = import_module(f"{capture.__name__}.{capture.CAPTURE[connection.vendor]}")
+    return vendor.existing(connection)
 
 
 def changed(label: str) -> list[str]:
@@ -42,15 +63,19 @@ def space_of(index: Embeddings) -> Space:
 
 
 def add_chunk(index: Embeddings, source: Any, number: int = 0) -> int:
-    """Store a chunk past the ORM; return its id."""
-    table = connection.ops.quote_name(index.chunk_model._meta.db_table)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f'INSERT INTO {table} (source_id, space_id, number, start, "end", text, context, '
-            "content_hash, vector) VALUES (%s, %s, %s, 0, 1, 't', '', x'00', x'0000803f00000000')",
-            [source, space_of(index).pk, number],
-        )
-        return int(cursor.lastrowid)
+    """Store a chunk; return its id."""
+    chunk = index.chunk_model(
+        source_id=source,
+        space=space_of(index),
+        number=number,
+        start=0,
+        end=1,
+        text="t",
+        content_hash=b"\x00",
+        vector=[0.0, 1.0],
+    )
+    chunk.save()
+    return int(chunk.pk)
 
 
 def chunks_of(index: Embeddings) -> list[int]:

@@ -8,6 +8,23 @@ from pathlib import Path
 import pytest
 
 from tests.processes import Project
+from tests.testapp.models import Article, Author, Book, Publisher, Review, Tag
+
+
+@pytest.fixture
+def article() -> Article:
+    return Article.objects.create(title="one", body="first")
+
+
+@pytest.fixture
+def book() -> Book:
+    publisher = Publisher.objects.create(name="publisher")
+    author = Author.objects.create(name="author", publisher=publisher)
+    book = Book.objects.create(title="book", author=author)
+    book.tags.add(Tag.objects.create(name="tag"))
+    Review.objects.create(book=book, text="review")
+    return book
+
 
 MODELS = """
 class Author(models.Model):

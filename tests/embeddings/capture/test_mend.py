@@ -8,12 +8,9 @@ from django_services.embeddings.capture import mend, sqlite
 from django_services.embeddings.models import Change
 from tests.testapp.models import Article, Author, Book, Tag
 
-from .changes import changed_by, execute
+from .changes import ARTICLE, BOOK, changed_by, execute
 
 pytestmark = pytest.mark.django_db
-
-ARTICLE = "testapp.Article.embeddings"
-BOOK = "testapp.Book.embeddings"
 
 
 @pytest.fixture

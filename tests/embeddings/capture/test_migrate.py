@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import connection, migrations, router
+from django.db import connection, migrations
 from django.db.migrations import Migration
 
 from django_services.embeddings import capture
@@ -14,11 +14,8 @@ from django_services.embeddings.declaration import indexes_on
 from django_services.embeddings.models import Change
 from tests.testapp.models import Article, Author, Book, Review, Tag
 
-from .changes import add_chunk, changed, changed_by, chunks_of, execute
+from .changes import ARTICLE, BOOK, add_chunk, changed, changed_by, chunks_of, execute
 from .conftest import Shop
-
-ARTICLE = "testapp.Article.embeddings"
-BOOK = "testapp.Book.embeddings"
 
 TITLE = "title = models.CharField(max_length=50)"
 AUTHOR = "author = models.ForeignKey(Author, models.SET_NULL, null=True)"
@@ -352,7 +349,7 @@ def test_notes_of_sources_that_flush_emptied_are_taken_back(article):
 
 
 def test_other_databases_vendors_are_left_alone(monkeypatch):
-    other = SimpleNamespace(vendor="postgresql", alias="other")
+    other = SimpleNamespace(vendor="mysql", alias="other")
     monkeypatch.setattr(capture, "connections", {"other": other})
     monkeypatch.setattr(migrate, "connections", {"other": other})
 
@@ -362,16 +359,6 @@ def test_other_databases_vendors_are_left_alone(monkeypatch):
     assert capture.install("other") == []
     assert capture.uninstall("other") == 0
     assert capture.missing("other") == [index.label for index in indexes_on("other")]
-
-
-@pytest.mark.django_db
-def test_database_where_no_source_migrates_has_no_trigger(monkeypatch):
-    monkeypatch.setattr(router, "allow_migrate_model", lambda alias, model: False)
-
-    capture.install("default")
-
-    assert sqlite.existing(connection) == {}
-    assert capture.missing("default") == []
 
 
 @pytest.mark.django_db

@@ -82,7 +82,7 @@ def test_inherited_field_is_watched_in_the_parents_table():
     place = Join("testapp_place", near=("place_ptr_id",), far=("id",))
 
     assert watches(declared(Restaurant, "name", "menu")) == [
-        Watch("testapp_restaurant", ("menu",)),
+        Watch("testapp_restaurant", ("menu",), key=("place_ptr_id",)),
         Watch("testapp_place", ("id", "name"), (place,)),
     ]
 
