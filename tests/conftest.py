@@ -28,6 +28,22 @@ from .servers import PostgresServer, RedisServer
 C = TypeVar("C", Project, PythonRunner, PostgresServer, RedisServer)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes share the tests: all CPUs' for the whole suite, else 0.
+
+    A part that is named starts sooner in this process and shows what it prints, and
+    benchmarks need the machine for themselves.
+    """
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    may_measure = "not benchmark" not in config.option.markexpr
+    return (os.cpu_count() or 1) if is_whole and not may_measure else 0
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings_xdist_suffix() -> None:
+    """Nothing: the settings name a file for each process, which its children find too."""
+
+
 @pytest.fixture(scope="session")
 def _own_postgres() -> Iterator[PostgresServer]:
     yield from _closing(PostgresServer())

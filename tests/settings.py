@@ -34,7 +34,7 @@ def _database() -> dict[str, Any]:
 
         return entry(told)
     # A file and not ":memory:", so that other threads and processes meet the same rows.
-    name = told or str(_scratch() / "db.sqlite3")
+    name = told or str(_scratch() / f"db{os.environ.get('PYTEST_XDIST_WORKER', '')}.sqlite3")
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": name,
