@@ -18,7 +18,6 @@ from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_services.db_service import init_db
-from django_services.embeddings import capture
 
 from . import databases
 from .fake_openai import fake_openai  # noqa: F401  # a fixture
@@ -129,8 +128,6 @@ def database(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "sqlite":
         yield "sqlite"
         return
-    if request.param not in capture.CAPTURE:
-        pytest.skip(f"{request.param} does not note changes")
     with databases.standing_for(request.getfixturevalue("_postgres_default")):
         ContentType.objects.clear_cache()
         yield request.param

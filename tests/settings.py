@@ -1,6 +1,7 @@
 """Django settings of the tests: the embedded defaults, whatever the environment says."""
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
@@ -86,6 +87,7 @@ TEMPLATES = [
 
 DATABASES = {"default": _database()}
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
-DJANGO_SERVICES = {"OPENAI": {"default": {"BASE_URL": "embedded://"}}}
+_services = os.environ.get("DJANGO_SERVICES_TEST_SERVICES", "")  # JSON, told to a process
+DJANGO_SERVICES = json.loads(_services or '{"OPENAI": {"default": {"BASE_URL": "embedded://"}}}')
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # fast

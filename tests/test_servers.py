@@ -45,7 +45,6 @@ def test_redis_url_answers(redis_url):
     assert ping(redis_url)
 
 
-@pytest.mark.fault
 def test_postgres_keeps_its_data_and_address_over_a_restart(postgres_server):
     with psycopg.connect(postgres_server.url, autocommit=True) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 7 AS number")
@@ -58,7 +57,6 @@ def test_postgres_keeps_its_data_and_address_over_a_restart(postgres_server):
     assert ask(postgres_server.url, "SELECT number FROM kept") == 7
 
 
-@pytest.mark.fault
 def test_frozen_postgres_answers_no_open_connection_until_thawed(postgres_server):
     with psycopg.connect(postgres_server.url) as connection:
         raw = connection.pgconn
@@ -73,7 +71,6 @@ def test_frozen_postgres_answers_no_open_connection_until_thawed(postgres_server
     assert answer == b"1"
 
 
-@pytest.mark.fault
 def test_redis_refuses_while_stopped_and_answers_after_start(redis_server):
     redis_server.stop()
     with pytest.raises(redis.ConnectionError):
@@ -83,7 +80,6 @@ def test_redis_refuses_while_stopped_and_answers_after_start(redis_server):
     assert ping(redis_server.url)
 
 
-@pytest.mark.fault
 def test_frozen_redis_times_out_and_goes_on_when_thawed(redis_server):
     redis_server.freeze()
     with pytest.raises(redis.TimeoutError):
@@ -93,7 +89,6 @@ def test_frozen_redis_times_out_and_goes_on_when_thawed(redis_server):
     assert ping(redis_server.url)
 
 
-@pytest.mark.fault
 @pytest.mark.parametrize("kind", [PostgresServer, RedisServer])
 def test_closed_server_leaves_no_process_and_no_file(kind):
     server = kind()
