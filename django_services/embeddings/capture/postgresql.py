@@ -130,7 +130,7 @@ def existing(connection: BaseDatabaseWrapper) -> dict[str, Held]:
             SELECT
                 function.proname,
                 format('%%I.%%I()', schema.nspname, function.proname),
-                format('%%I.%%I', of_table.nspname, tables.relname),
+                quote_ident(of_table.nspname) || '.' || quote_ident(tables.relname),
                 trigger.tgtype,
                 trigger.tgenabled IN ('O', 'A') AND function.prosecdef,
                 function.prosrc
@@ -346,7 +346,7 @@ class _Writer:
     def _emptied(self, watch: Watch) -> StatementTrigger:
         """Note what is stored of a table's rows when they are gone all at once."""
         chunk, failure = self.index.chunk_model, Failure
-        needs = self._columns(Change, "index", "source")
+        needs = self._columns(Change, "index", "source") | {(self.table, self.key)}
         needs |= self._columns(chunk, "source") | self._columns(failure, "index", "source")
         stored = (
             f"SELECT {self.label}, CAST({self._name(chunk, 'source')} AS text) "
@@ -357,26 +357,17 @@ class _Writer:
         return self._trigger(watch, "TRUNCATE", self._tolerant(self._note(stored)), needs)
 
     def _guarded(self, note: str, needs: Iterable[Column]) -> str:
-        """Return a body that does nothing where a column is gone.
+        """Return a body that does nothing where our table or a column is gone.
 
-        The statement holds its table, whose columns cannot go in between.
+        The statement holds its own table, whose columns cannot go in between.
         """
-        tables: dict[str, list[str]] = {}
-        for table, name in sorted(needs):
-            tables.setdefault(table, []).append(name)
-        there = " AND ".join(self._are_there(table, names) for table, names in tables.items())
+        names = sorted(name for table, name in needs if table == self.table)
+        ours = _literal(self.catalogue.table(Change._meta.db_table))
         return (
-            f"BEGIN\n    IF {there} THEN\n    {note};\n{_NOTIFY}    END IF;\n    RETURN NULL;\nEND"
-        )
-
-    def _are_there(self, table: str, names: Sequence[str]) -> str:
-        relation = "TG_RELID"
-        if table != self.table:
-            relation = f"to_regclass({_literal(self.catalogue.table(table))})"
-        listed = ", ".join(map(_literal, names))
-        return (
-            f"(SELECT count(*) FROM pg_attribute WHERE attrelid = {relation} "
-            f"AND attname = ANY (ARRAY[{listed}]::name[])) = {len(names)}"
+            f"BEGIN\n    IF to_regclass({ours}) IS NOT NULL AND (\n"
+            "        SELECT count(*) FROM pg_attribute WHERE attrelid = TG_RELID "
+            f"AND attname = ANY (ARRAY[{', '.join(map(_literal, names))}]::name[])\n"
+            f"    ) = {len(names)} THEN\n    {note};\n{_NOTIFY}    END IF;\n    RETURN NULL;\nEND"
         )
 
     # -- tables that lookups pass ----------------------------------------

@@ -48,7 +48,7 @@ def changed_by(label: str, write: Callable[[], Any]) -> list[str]:
 
 def execute(sql: str, *parameters: object) -> None:
     with connection.cursor() as cursor:
-        cursor.execute(sql, parameters)
+        cursor.execute(sql, parameters or None)
 
 
 def space_of(index: Embeddings) -> Space:

@@ -1,12 +1,16 @@
 """A project whose tables a test migrates."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 
+from tests import databases
 from tests.processes import Project
 from tests.testapp.models import Article, Author, Book, Publisher, Review, Tag
 
@@ -45,6 +49,10 @@ class Other(models.Model):
 class Shop(Project):
     """A migrated project with articles 1 (of author 1) and 2, whose notes are worked off."""
 
+    SETTINGS = Project.SETTINGS.replace(
+        "DJANGO_SERVICES = {", 'DJANGO_SERVICES = {"EMBEDDINGS": {"ON_COMMIT": "off"}, '
+    )
+
     def migration(self, number: int, *operations: str) -> None:
         """Write a migration of the shop; migration 1 is there."""
         before = "0001_initial" if number == 2 else f"000{number - 1}"
@@ -67,8 +75,8 @@ class Shop(Project):
 
     def noted(self, label: str = "shop.Article.embeddings") -> list[object]:
         rows = self.query(
-            'SELECT DISTINCT source FROM django_services_change WHERE "index" = ? ORDER BY source',
-            label,
+            "SELECT DISTINCT source FROM django_services_change "
+            f"WHERE \"index\" = '{label}' ORDER BY source"
         )
         return [source for (source,) in rows]
 
@@ -78,9 +86,18 @@ class Shop(Project):
         self.query(sql)
         return self.noted()
 
-    def triggers(self) -> list[object]:
-        rows = self.query("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY name")
-        return [name for (name,) in rows]
+    def triggers(self, table: str = "") -> list[object]:
+        """Return the package's triggers on tables whose name begins so, and functions of none."""
+        is_sqlite = "URL" not in self.database
+        rows = self.query(
+            "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger' ORDER BY name"
+            if is_sqlite
+            else "SELECT proname, coalesce(relname, '') FROM pg_proc "
+            "LEFT JOIN pg_trigger ON tgfoid = pg_proc.oid "
+            "LEFT JOIN pg_class ON tgrelid = pg_class.oid "
+            "WHERE starts_with(proname, 'django_services_') ORDER BY proname"
+        )
+        return [name for name, on in rows if str(on).startswith(table)]
 
     def apply(self, *arguments: str) -> list[str]:
         """Run migrate; return the labels of indexes that are not wholly captured then."""
@@ -97,23 +114,57 @@ class Shop(Project):
         return list(json.loads(self.python(code).stdout))
 
 
-@pytest.fixture(scope="session")
-def _migrated_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("shop")
-    shop = Shop(directory)
+def _migrate(shop: Shop) -> None:
     shop.models(MODELS)
     shop.migrate()
     shop.query("INSERT INTO shop_author VALUES (1, 'author', 0)")
     shop.query("INSERT INTO shop_article (id, title, views, author_id) VALUES (1, 'one', 0, 1)")
     shop.query("INSERT INTO shop_article (id, title, views) VALUES (2, 'two', 0)")
     shop.query("DELETE FROM django_services_change")
+
+
+@pytest.fixture(scope="session")
+def _sqlite_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("shop")
+    _migrate(Shop(directory))
     return directory
 
 
-@pytest.fixture
-def shop(_migrated_shop: Path, tmp_path: Path) -> Iterator[Shop]:
-    directory = tmp_path / "project"
-    shutil.copytree(_migrated_shop, directory, ignore=shutil.ignore_patterns("__pycache__"))
-    shop = Shop(directory)
-    yield shop
-    shop.close()
+@pytest.fixture(scope="session")
+def _postgresql_shop(
+    _postgres: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, str]]:
+    directory = tmp_path_factory.mktemp("shop")
+    with databases.new_database(_postgres) as url:
+        _migrate(Shop(directory, databases.entry(url)))
+        yield directory, url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
+    """A shop on each vendor's database."""
+    copy = tmp_path / "project"
+    ignore = shutil.ignore_patterns("__pycache__")
+    if request.param == "sqlite":
+        shutil.copytree(request.getfixturevalue("_sqlite_shop"), copy, ignore=ignore)
+        with contextlib.closing(Shop(copy)) as shop:
+            yield shop
+        return
+    directory, template = request.getfixturevalue("_postgresql_shop")
+    shutil.copytree(directory, copy, ignore=ignore)
+    with (
+        _copied(template, request.getfixturevalue("_postgres")) as url,
+        contextlib.closing(Shop(copy, databases.entry(url))) as shop,
+    ):
+        yield shop
+
+
+@contextlib.contextmanager
+def _copied(template: str, server: str) -> Iterator[str]:
+    """Have a copy of a database for a while; gives its URL."""
+    with databases.new_database(server) as url:
+        name, original = (urlsplit(one).path[1:] for one in (url, template))
+        with psycopg.connect(server, autocommit=True) as admin:
+            admin.execute(f'DROP DATABASE "{name}"')
+            admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{original}"')
+        yield url
