@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F, FloatField, Func, Model, QuerySet, Value
+from django.db.models import F, Field, FloatField, Func, Model, QuerySet, Value
 from django.db.models.expressions import Combinable
 from django.db.models.sql.compiler import SQLCompiler
 
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, DimensionMismatch, InvalidInput
 from . import encoding
-from .field import VectorField
+from .field import VectorField, column_type
 
 M = TypeVar("M", bound=Model)
 
@@ -58,9 +60,16 @@ def distance_sql(
 class Distance(Func):
     """Base of the distances; the smaller, the nearer. Not used directly.
 
+    Serves every column of vectors: on PostgreSQL `VectorField` and the vector and
+    half-vector fields of pgvector-python, on SQLite `VectorField`.
+
     Args:
         expression: Field or expression of vectors.
         vector: Array, sequence of numbers, or expression.
+
+    Raises:
+        InvalidInput: ``vector`` is none, or has no such distance.
+        DimensionMismatch: The field holds vectors of another length.
     """
 
     metric: ClassVar[str]
@@ -69,24 +78,65 @@ class Distance(Func):
 
     def __init__(self, expression: Any, vector: Any, **extra: Any) -> None:
         if not hasattr(vector, "resolve_expression"):
-            vector = Value(encoding.encode(vector), output_field=VectorField())
+            vector = Value(self.encode(vector), output_field=VectorField())
         super().__init__(expression, vector, **extra)
+
+    @classmethod
+    def encode(cls, vector: Any) -> bytes:
+        """Return a vector that has such distances, as bytes."""
+        return encoding.encode(vector)
+
+    def resolve_expression(self, *args: Any, **options: Any) -> Distance:
+        resolved: Distance = super().resolve_expression(*args, **options)
+        left, right = resolved.get_source_expressions()
+        column = getattr(left, "output_field", None)
+        wanted, got = getattr(column, "dimensions", None), _dimensions(right)
+        if wanted is not None and got is not None and wanted != got:
+            raise DimensionMismatch(
+                f"{column} holds vectors of {wanted} dimensions, this one has {got}: "
+                "take vectors of the same model."
+            )
+        return resolved
 
     def as_sql(  # type: ignore[override]
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any
     ) -> tuple[str, list[Any]]:
         left, right = self.get_source_expressions()
+        column = _column_type(left.output_field, connection)
         left_sql, left_params = compiler.compile(left)
-        right_sql, right_params = compiler.compile(right)
-        known = encoding.dimensions_of(right.value) if isinstance(right, Value) else None
-        sql = distance_sql(self.metric, connection.vendor, left_sql, right_sql, known)
+        dimensions = _dimensions(right)
+        right_params: Sequence[Any]
+        if dimensions is None or column.write is None:
+            right_sql, right_params = compiler.compile(right)
+        else:
+            right_sql = f"%s::{column.name}({dimensions})"
+            right_params = [column.write(self.to_operand(right.value))]
+            if column.dimensions is None:
+                left_sql = f"{left_sql}::{column.name}({dimensions})"
+        sql = distance_sql(self.metric, connection.vendor, left_sql, right_sql)
         return sql, [*left_params, *right_params]
+
+    def to_operand(self, vector: bytes) -> bytes:
+        """Return a vector of the same distances, that fits a column of any precision."""
+        return vector
 
 
 class CosineDistance(Distance):
     """1 - cosine of the angle: 0 same direction, 1 right angle, 2 opposite."""
 
     metric = "cosine"
+
+    @classmethod
+    def encode(cls, vector: Any) -> bytes:
+        encoded = encoding.encode(vector)
+        if not any(encoding.decode(encoded)):
+            raise InvalidInput("A zero vector has no direction, so no cosine distance.")
+        return encoded
+
+    def to_operand(self, vector: bytes) -> bytes:
+        # The length does not matter here, and may be beyond float16.
+        numbers = encoding.decode(vector).astype("<f8")
+        return encoding.encode(numbers / math.sqrt(numbers @ numbers))
 
 
 class L2Distance(Distance):
@@ -113,15 +163,51 @@ def nearest(
 
     Args:
         queryset: Rows to order; those without a vector are left out.
-        field: Name of a `VectorField`, or a lookup to one.
+        field: Name of a field of vectors, or a lookup to one.
         vector: Array or sequence of numbers.
-        distance: Which distance.
+        distance: Which distance; that of the index, where there is one.
         annotation: Attribute of the rows that holds it.
 
+    An approximate index looks at a few rows and only then at the filters: where
+    these leave few rows, let it go on, inside `tuned`.
+
     Raises:
-        InvalidInput: ``vector`` is none.
+        InvalidInput: ``vector`` is none, or has no such distance.
+        DimensionMismatch: The field holds vectors of another length.
     """
+    # The filter first, and over a relation by an inner join: no index serves an outer one.
     reference: Combinable = F(field)
     rows: QuerySet[M] = queryset.filter(**{f"{field}__isnull": False})
     rows = rows.annotate(**{annotation: distance(reference, vector)})
     return rows.order_by(annotation, "pk")
+
+
+class _ColumnType(NamedTuple):
+    """How a column's distances are asked for."""
+
+    name: str
+    dimensions: int | None
+    write: Callable[[bytes], str] | None  # an operand; None: as its own field writes it
+
+
+#: PostgreSQL's type -> the text of an operand.
+_WRITERS = {"vector": encoding.to_text, "halfvec": encoding.to_halfvec_text}
+
+
+def _column_type(field: Field[Any, Any], connection: BaseDatabaseWrapper) -> _ColumnType:
+    kind, dimensions = column_type(field, connection)
+    if connection.vendor != "postgresql" and isinstance(field, VectorField):
+        return _ColumnType(kind, dimensions, None)
+    if connection.vendor != "postgresql" or kind not in _WRITERS:
+        raise ConfigurationError(
+            f"{field} is a column of {kind} on {connection.vendor}, which has no distances: use "
+            "VectorField, or on PostgreSQL a vector field of pgvector-python."
+        )
+    return _ColumnType(kind, dimensions, _WRITERS[kind])
+
+
+def _dimensions(expression: Any) -> int | None:
+    """Return how long a vector is that was given as a value."""
+    if isinstance(expression, Value) and isinstance(expression.value, bytes):
+        return encoding.dimensions_of(expression.value)
+    return None

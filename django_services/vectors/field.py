@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -100,3 +101,13 @@ class VectorField(Field):
 def _encoded(value: Any) -> bytes:
     """Return the bytes of what a database returned."""
     return encoding.from_text(value) if isinstance(value, str) else bytes(value)
+
+
+def column_type(field: Field, connection: BaseDatabaseWrapper) -> tuple[str, int | None]:
+    """Return the name of a column's type, and its number of dimensions if it says one.
+
+    By its type and not its class: pgvector-python's fields need not be imported.
+    """
+    declared = field.db_type(connection) or "no column"
+    found = re.fullmatch(r"(\w+)\((\d+)\)", declared)
+    return (found[1], int(found[2])) if found else (declared, None)

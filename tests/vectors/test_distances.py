@@ -18,6 +18,7 @@ from django_services.vectors import (
     arithmetic,
     nearest,
 )
+from django_services.vectors.distances import distance_sql
 from tests.embeddings.stored import new_space, random_vectors, store
 from tests.testapp.models import Product
 
@@ -95,29 +96,9 @@ def test_a_row_has_the_same_distance_alone_and_among_others(dimensions):
     assert together.tolist() == alone
 
 
-class _Compiler:
-    """Compiles columns to their name and values to a placeholder."""
-
-    def compile(self, node):
-        return ("%s", [node.value]) if hasattr(node, "value") else ("vector", [])
-
-
-class _Connection:
-    def __init__(self, vendor):
-        self.vendor = vendor
-
-
-def test_postgresql_casts_to_the_length_that_an_index_serves():
-    distance = CosineDistance("vector", [1.0, 2.0])
-
-    sql, _params = distance.as_sql(_Compiler(), _Connection("postgresql"))
-
-    assert sql == "(vector::halfvec(2) <=> %s::halfvec(2))"
-
-
 def test_another_vendor_is_refused_by_name():
     with pytest.raises(ConfigurationError, match="not oracle"):
-        CosineDistance("vector", [1.0]).as_sql(_Compiler(), _Connection("oracle"))
+        distance_sql("cosine", "oracle", "a", "b")
 
 
 def test_numpy_loads_with_the_first_vector_only():
