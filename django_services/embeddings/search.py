@@ -25,7 +25,6 @@ from .models import Chunk, Space
 
 if TYPE_CHECKING:
     from .query_vectors import Wanted
-    from .search_query import SearchQuery
 
 # What a search is made of loads with the first one: models import this module.
 
@@ -216,7 +215,7 @@ def searched(
     queryset: models.QuerySet[M], name: str | None, wanted: Wanted, max_hits: int | None
 ) -> SearchQuerySet[M]:
     """Return the queryset's rows as hits, of the queryset's own class."""
-    from .search_query import SearchQuery
+    from .search_query import begun
     from .search_target import Search
 
     index = declaration(queryset.model, name)
@@ -224,11 +223,8 @@ def searched(
     _check_max_hits(max_hits)
     hits = cast("SearchQuerySet[M]", queryset._chain())  # type: ignore[attr-defined]
     hits.__class__ = result_class(type(queryset))
-    query = cast("SearchQuery", hits.query.chain(SearchQuery))
-    query.begin(Search(index, wanted, max_hits))
-    hits.query = query
-    # A row that left the condition is no hit, even while its change is pending.
-    return hits if index.condition is None else hits.filter(index.condition)
+    hits.query = begun(hits.query, Search(index, wanted, max_hits))
+    return hits
 
 
 def declaration(model: type[models.Model], name: str | None = None) -> Embeddings:
@@ -336,7 +332,9 @@ class ModelAccessor(Generic[M]):
         return self._rows().similar_to(instance, index=self.index.name, max_hits=max_hits)
 
     def _rows(self) -> SearchQuerySet[M]:
-        rows = self.model._default_manager.using(self._using)
+        rows = self.model._default_manager.get_queryset()
+        if self._using is not None:
+            rows = rows.using(self._using)
         rows.__class__ = result_class(type(rows))
         return cast("SearchQuerySet[M]", rows)
 

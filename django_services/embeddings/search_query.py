@@ -24,12 +24,11 @@ from django.db.models.sql import Query
 from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.where import AND, ExtraWhere, WhereNode
 
-from ..vectors import VectorField
 from ..vectors.distances import distance_sql
 from .declaration import Embeddings
+from .models import Space
 from .query_vectors import WantedNothing
 from .search_target import Search, Target
-from .statements import LISTS
 
 Compiled: TypeAlias = tuple[str, tuple[Any, ...]]
 
@@ -37,6 +36,14 @@ CHUNK = "search_chunk"  # the joined chunk: ``values("search_chunk__start")``
 DISTANCE = "search_distance"
 SCORE = "search_score"
 PASSAGE = "search_passage"
+
+#: vendor -> a distance by which no index puts rows in order: the index's is approximate.
+EXACT = {"postgresql": "({} + 0)"}
+#: vendor -> a column's value is one of a list, which is one parameter; and its kind.
+AMONG = {
+    "sqlite": ("{} IN (SELECT value FROM json_each(%s))", str),
+    "postgresql": ("{} = ANY(%s)", list),
+}
 
 # Expressions
 
@@ -76,9 +83,20 @@ class SearchDistance(Func):
         if target is None:
             return "NULL", ()
         column, _none = compiler.compile(self.get_source_expressions()[0])
-        sql = distance_sql("cosine", connection.vendor, column, "%s", target.dimensions)
-        param = VectorField().get_db_prep_value(target.vector, connection, prepared=True)
-        return self.template.format(sql), (param,)
+        query = compiler.query
+        operand = getattr(query, "operand", None)
+        sql = distance_sql(
+            "cosine", connection.vendor, column, operand or "%s", target.dimensions
+        )
+        if not getattr(query, "is_by_index", False):
+            sql = EXACT.get(connection.vendor, "{}").format(sql)
+        return self.template.format(sql), () if operand else (target.parameter(connection),)
+
+    def of(self, search: Search) -> SearchDistance:
+        """Return the same of another search."""
+        made = copy.copy(self)
+        made.search = search
+        return made
 
 
 class SearchScore(SearchDistance):
@@ -88,16 +106,12 @@ class SearchScore(SearchDistance):
 
 
 class SearchedSpace(Expression):
-    """The id of the space that is searched."""
+    """The id of the space that is searched by the query in which it stands."""
 
     output_field = BigIntegerField()
 
-    def __init__(self, search: Search) -> None:
-        super().__init__()
-        self.search = search
-
     def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Compiled:
-        target = _target(self.search, compiler, connection)
+        target = compiler.query.target
         return ("NULL", ()) if target is None else ("%s", (target.space,))
 
 
@@ -118,15 +132,35 @@ class _Condition(Expression):
 
 
 class IsAmong(_Condition):
-    """The chunk is one of those named."""
+    """A column of the chunk, its id or its source, has one of the values named."""
 
-    def __init__(self, chunk_id: Col, ids: list[int]) -> None:
-        super().__init__(chunk_id)
-        self.ids = ids
+    def __init__(self, column: Col, values: list[Any]) -> None:
+        super().__init__(column)
+        self.values = values
 
     def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Compiled:
         column, _none = compiler.compile(self.chunk_id)
-        return f"{column} IN {LISTS[connection.vendor]}", (str(self.ids),)
+        template, kind = AMONG[connection.vendor]
+        return template.format(column), (kind(self.values),)
+
+
+class IsActive(Expression):
+    """The space that is searched is still the one that answers."""
+
+    conditional = True
+
+    def __init__(self, search: Search) -> None:
+        super().__init__()
+        self.search = search
+
+    def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Compiled:
+        quote = connection.ops.quote_name
+        space, params = compiler.compile(SearchedSpace())
+        sql = (
+            f"EXISTS (SELECT 1 FROM {quote(Space._meta.db_table)} active WHERE active.id = {space}"
+            f' AND active."index" = %s AND active.state = %s)'
+        )
+        return sql, (*params, self.search.label, Space.State.ACTIVE.value)
 
 
 class IsNearestOfSource(_Condition):
@@ -144,7 +178,7 @@ class IsNearestOfSource(_Condition):
             return f"{quote(alias)}.{quote(columns[field])}"
 
         own, closer = self.chunk_id.alias, "closer"
-        space, space_params = compiler.compile(SearchedSpace(self.search))
+        space, space_params = compiler.compile(SearchedSpace())
         distances = [
             compiler.compile(SearchDistance(_column(self.search, alias, "vector"), self.search))
             for alias in (closer, own)
@@ -179,6 +213,12 @@ class SearchQuery(Query):
     is_any = False
     #: Whether the part of a compound statement may be ordered and sliced.
     may_be_ordered_part = True
+    #: Whether an index may put the rows in order, near enough.
+    is_by_index = False
+    #: SQL of the query vector, where the statement names it; None: a parameter.
+    operand: str | None = None
+    #: What a search of all rows of the model was at its beginning, by attribute.
+    beginning: dict[str, Any] | None = None
 
     if TYPE_CHECKING:
 
@@ -192,16 +232,39 @@ class SearchQuery(Query):
         if is_joined:
             self._join_chunks(search)
         else:
-            self._join_chunks_like(_beginning(self.model, search.index), search)
+            self._join_chunks_like(_joined_to_chunks(self.model, search.index))
         vector = _column(search, CHUNK, "vector")
         self.add_annotation(SearchDistance(vector, search), DISTANCE)
         self.add_annotation(SearchScore(vector, search), SCORE)
         self.add_annotation(_column(search, CHUNK, "text"), PASSAGE)
         self.clear_ordering(force=True)
         self.add_ordering(DISTANCE, "pk")
+        # A row that left the condition is no hit, even while its change is pending.
+        if search.index.condition is not None:
+            self.add_q(search.index.condition)
+
+    def of(self, search: Search) -> SearchQuery:
+        """Return the query of another search that has the same shape."""
+        query = self.clone()
+        query.search = search
+        for name in (DISTANCE, SCORE):
+            query.annotations[name] = self.annotations[name].of(search)
+        # What stands in this one never changes.
+        own = {"search": search, "annotations": query.annotations.copy()}
+        query.beginning = {**self.__dict__, **own}
+        return query
+
+    @property
+    def is_as_begun(self) -> bool:
+        """Whether nothing but a slice was added to a search of all rows of the model."""
+        begun = self.beginning
+        return begun is not None and all(
+            name in _FREE or (name in begun and begun[name] == value)
+            for name, value in self.__dict__.items()
+        )
 
     def _join_chunks(self, search: Search) -> None:
-        condition = Q(**{f"{search.index.query_name}__space": SearchedSpace(search)})
+        condition = Q(**{f"{search.index.query_name}__space": SearchedSpace()})
         relation = FilteredRelation(search.index.query_name, condition=condition)
         self.add_filtered_relation(relation, CHUNK)
         self.setup_joins([CHUNK], self.get_meta(), self.get_initial_alias())
@@ -209,18 +272,10 @@ class SearchQuery(Query):
         # A source without a chunk is no hit.
         self.alias_map[CHUNK] = join.demote()
 
-    def _join_chunks_like(self, other: SearchQuery, search: Search) -> None:
+    def _join_chunks_like(self, other: SearchQuery) -> None:
         """Join as another search of the model does, without finding the way again."""
-        condition = Q(**{f"{CHUNK}__space": SearchedSpace(search)})
-        relation: Any = FilteredRelation(search.index.query_name, condition=condition)
-        relation.alias = CHUNK
-        self._filtered_relations = {CHUNK: relation}
-        join: Any = copy.copy(other.alias_map[CHUNK])
-        join.filtered_relation = relation.clone()
-        join.filtered_relation.resolved_condition = _where(
-            [Exact(_column(search, CHUNK, "space"), SearchedSpace(search))]
-        )
-        self.alias_map = {**other.alias_map, CHUNK: join}
+        self._filtered_relations = dict(other._filtered_relations)
+        self.alias_map = dict(other.alias_map)
         self.alias_refcount = dict(other.alias_refcount)
         self.table_map = {table: list(aliases) for table, aliases in other.table_map.items()}
 
@@ -315,9 +370,13 @@ class SearchQuery(Query):
             query = self.clone()
             query.is_resolved = True
             return query.get_compiler(using, connection, elide_empty)
+        if connection is None:
+            from .search_compiler import compiler_of
+
+            return compiler_of(self, cast("str", using), elide_empty)
         # Only the parts of a compound statement are given both.
-        is_part = using is not None and connection is not None
-        ready = self.resolved(connection or connections[cast("str", using)])
+        is_part = using is not None
+        ready = self.resolved(connection)
         if is_part and not ready.may_be_ordered_part:
             ready = ready.without_order()
         return ready.get_compiler(using, connection, elide_empty)
@@ -329,16 +388,10 @@ class SearchQuery(Query):
         from . import search_plan
 
         assert self.search is not None
-        query = self.clone()
-        query.target = self.search.resolve(connection)
-        query.is_resolved = True
+        query = self.for_target(self.search.resolve(connection))
         query.may_be_ordered_part = connection.features.supports_slicing_ordering_in_compound
         if query.target is None:
-            query.set_empty()
             return query
-        # Counting drops the annotations that the join was made for.
-        query.alias_refcount[query.chunk_alias] = 1
-        query._count_sources_once()
         if query.is_any and not any(map(query.mentions_chunk, query.conditions())):
             return query
         ids = search_plan.nearest_chunks(query, connection)
@@ -346,6 +399,21 @@ class SearchQuery(Query):
             query._restrict_to_nearest()
         else:
             query.name_chunks(ids)
+        return query
+
+    def for_target(self, target: Target | None) -> SearchQuery:
+        """Return the query of a space and a vector, in which each source is one row.
+
+        It may have as many rows as the source has chunks; None is no row.
+        """
+        query = self.clone()
+        query.target, query.is_resolved = target, True
+        if target is None:
+            query.set_empty()
+            return query
+        # Counting drops the annotations that the join was made for.
+        query.alias_refcount[query.chunk_alias] = 1
+        query._count_sources_once()
         return query
 
     def without_order(self) -> SearchQuery:
@@ -406,6 +474,11 @@ class SearchQuery(Query):
         query.alias_refcount[query.chunk_alias] = 0
         return query
 
+    def name_sources(self, keys: list[Any]) -> None:
+        """Leave only chunks of the sources of these keys."""
+        assert self.search is not None
+        self.where.add(IsAmong(_column(self.search, self.chunk_alias, "source"), keys), AND)
+
     def name_chunks(self, ids: list[int]) -> None:
         """Leave only chunks of these ids, which are of the space that is searched."""
         self.where.add(IsAmong(self.chunk_id(), ids), AND)
@@ -419,19 +492,23 @@ class SearchQuery(Query):
     def _restrict_to_nearest(self) -> None:
         """Choose the hits in SQL alone."""
         assert self.search is not None
-        is_cut_by_slice, wanted = self.is_cut_by_slice, self.wanted
-        nearest = IsNearestOfSource(self.chunk_id(), self.search)
-        if is_cut_by_slice or self.is_any:
-            self.where.add(nearest, AND)
+        if self.is_cut_by_slice or self.is_any:
+            self.where.add(IsNearestOfSource(self.chunk_id(), self.search), AND)
             return
+        hits = self.nearest_hits(self.wanted)
+        hits.subquery = True
+        self.where.add(In(self.chunk_id(), hits), AND)
+
+    def nearest_hits(self, wanted: int) -> SearchQuery:
+        """Return the ids of the chunks that are the hits, nearest first."""
+        assert self.search is not None
         hits = self.keys_only(self.chunk_id())
-        hits.where.add(nearest, AND)
+        hits.where.add(IsNearestOfSource(self.chunk_id(), self.search), AND)
         distance = SearchDistance(_column(self.search, self.chunk_alias, "vector"), self.search)
         hits.standard_ordering = True
         hits.order_by = (distance.asc(), self.source_key().asc())
         hits.set_limits(high=wanted)
-        hits.subquery = True
-        self.where.add(In(self.chunk_id(), hits), AND)
+        return hits
 
     def _count_sources_once(self) -> None:
         """Put conditions on many related rows where they cannot multiply the hits.
@@ -472,9 +549,39 @@ class SearchQuery(Query):
             self.alias_refcount[alias] = 0
 
 
+#: What a slice changes, and what is derived.
+_FREE = frozenset({"low_mark", "high_mark", "beginning", "base_table"})
+
+
+def begun(query: Query, search: Search) -> SearchQuery:
+    """Return the query of a search in a query's rows."""
+    model = cast("type[Model]", query.model)
+    if type(query) is Query and query.__dict__ == _untouched(model):
+        return beginning(model, search.index).of(search)
+    chained = cast("SearchQuery", query.chain(SearchQuery))
+    chained.begin(search)
+    return chained
+
+
 @cache
-def _beginning(model: type[Model], index: Embeddings) -> SearchQuery:
-    """Return a query of the model's rows that is joined to the chunks."""
+def _untouched(model: type[Model]) -> dict[str, Any]:
+    return cast("Query", Query(model).chain()).__dict__
+
+
+def beginning(model: type[Model], index: Embeddings) -> SearchQuery:
+    """Return a search of all rows of the model, for nothing."""
+    return _beginning(model, index, id(index.condition))
+
+
+@cache
+def _beginning(model: type[Model], index: Embeddings, _condition: int) -> SearchQuery:
+    query = SearchQuery(model)
+    query.begin(Search(index, WantedNothing(), None))
+    return cast("SearchQuery", query.chain())
+
+
+@cache
+def _joined_to_chunks(model: type[Model], index: Embeddings) -> SearchQuery:
     query = SearchQuery(model)
     query._join_chunks(Search(index, WantedNothing(), None))
     return query

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .. import conf
 from ..exceptions import InvalidInput, ServiceError
+from ..vectors import VectorField, encoding
 from .declaration import Embeddings, get_index
 from .models import ChunkChange, Space
 from .query_vectors import Wanted
 
 logger = logging.getLogger(__name__)
+
+
+#: Vendors whose vectors this process keeps in memory, in step with a log of chunks.
+IN_MEMORY = frozenset({"sqlite"})
+NOWHERE = (0, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +31,29 @@ class Target:
     space: int
     dimensions: int
     vector: bytes
-    #: Newest row of the space's chunk log, (id, token); (0, b"") where there is none.
+    #: Newest row of the space's chunk log, (id, token); `NOWHERE` where there is none.
     position: tuple[int, bytes]
+    _parameters: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         return f"<space {self.space}>"
+
+    @property
+    def halfvec(self) -> bytes:
+        """The vector in pgvector's binary form."""
+        made = self._parameters.get("halfvec")
+        if made is None:
+            (made,) = encoding.to_halfvec_rows([self.vector])
+            self._parameters["halfvec"] = made
+        return cast("bytes", made)
+
+    def parameter(self, connection: BaseDatabaseWrapper) -> Any:
+        """Return the vector as a parameter of the ORM's statements, made once."""
+        made = self._parameters.get(connection.vendor)
+        if made is None:
+            made = VectorField().get_db_prep_value(self.vector, connection, prepared=True)
+            self._parameters[connection.vendor] = made
+        return made
 
 
 class Search:
@@ -83,12 +107,26 @@ class Search:
         """Return what the last statement of this database searched."""
         return self._latest.get(connection.alias) or self.resolve(connection)
 
+    def presumed(self, connection: BaseDatabaseWrapper) -> Target | None:
+        """Return what to search if the space is active that was so last; reads nothing.
+
+        The statement has to make sure of it.
+        """
+        space = _last_active.get((connection.alias, self.label))
+        return None if space is None else self._target(space, NOWHERE, connection)
+
     def _resolve(self, connection: BaseDatabaseWrapper) -> Target | None:
         found = _active_space(self.index, connection)
         if found is None:
+            _last_active.pop((connection.alias, self.label), None)
             self._warn(connection.alias)
             return None
-        space, position = found
+        _last_active[connection.alias, self.label] = found[0]
+        return self._target(*found, connection)
+
+    def _target(
+        self, space: Space, position: tuple[int, bytes], connection: BaseDatabaseWrapper
+    ) -> Target:
         key = (space.model, space.dimensions)
         vector = self._vectors.get(key)
         if vector is None:
@@ -109,12 +147,18 @@ class Search:
             )
 
 
+#: (alias, label) -> the space that answered the last search of this process.
+_last_active: dict[tuple[str, str], Space] = {}
+
+
 def _active_space(
     index: Embeddings, connection: BaseDatabaseWrapper
 ) -> tuple[Space, tuple[int, bytes]] | None:
     """Return the space that answers and the newest row of its log, in one statement."""
     sql = _ACTIVE_SPACE.format(
-        space=Space._meta.db_table, log=ChunkChange._meta.db_table, active=Space.State.ACTIVE.value
+        space=Space._meta.db_table,
+        active=Space.State.ACTIVE.value,
+        **(_POSITION if connection.vendor in IN_MEMORY else _NO_POSITION),
     )
     try:
         with connection.cursor() as cursor:
@@ -127,15 +171,20 @@ def _active_space(
     pk, model, dimensions, last, token = row
     space = Space(pk=pk, index=index.label, model=model, dimensions=dimensions)
     space._state.adding, space._state.db = False, connection.alias
-    return space, (last, bytes(token)) if last is not None else (0, b"")
+    return space, (last, bytes(token)) if last is not None else NOWHERE
 
 
 _ACTIVE_SPACE = """
-SELECT space.id, space.model, space.dimensions, log.id, log.token
-FROM {space} space
-LEFT JOIN {log} log ON log.id = (SELECT MAX(id) FROM {log} WHERE space = space.id)
+SELECT space.id, space.model, space.dimensions, {position}
+FROM {space} space {log}
 WHERE space."index" = %s AND space.state = '{active}'
 """
+_LOG = ChunkChange._meta.db_table
+_POSITION = {
+    "position": "log.id, log.token",
+    "log": f"LEFT JOIN {_LOG} log ON log.id = (SELECT MAX(id) FROM {_LOG} WHERE space = space.id)",
+}
+_NO_POSITION = {"position": "NULL, NULL", "log": ""}
 
 
 def _explained(
