@@ -21,6 +21,14 @@ from .models import Failure
 from .statements import SKIP_LOCKED, Statements, own_transaction
 
 
+#: vendor -> what lets nobody take a claim's leases over until the transaction ends.
+#: SQLite has one writer at a time, and a write makes it this one.
+KEEP = {
+    "sqlite": "UPDATE {lease} SET owner = owner WHERE owner = %s",
+    "postgresql": "SELECT COUNT(*) FROM (SELECT FROM {lease} WHERE owner = %s FOR UPDATE) held",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Sources of one declaration that a worker holds, with the changes it took."""
@@ -30,39 +38,49 @@ class Claim:
     owner: str
     changes: dict[str, list[int]]  # by key
     attempts: dict[str, int]  # by key, of sources that failed before
+    last: int  # the newest change that was looked at
 
     @property
     def keys(self) -> list[str]:
         return list(self.changes)
 
 
-def claim(index: Embeddings, alias: str, *, limit: int) -> Claim | None:
-    """Take up to ``limit`` changes whose sources nobody holds; None if there are none."""
+def claim(index: Embeddings, alias: str, *, limit: int, after: int = 0) -> Claim | None:
+    """Take up to ``limit`` changes whose sources nobody holds; None if there are none.
+
+    Args:
+        index: The declaration.
+        alias: The database.
+        limit: The most changes to take.
+        after: Look at newer changes than this one only. Who goes on from the last
+            claim need not pass what is taken already, nor what was just deleted.
+    """
     owner = uuid.uuid4().hex
     with own_transaction(alias):
         # A write comes first: on SQLite a transaction that begins by reading cannot
         # always become a writer.
         _drop_expired(index, alias)
-        taken = _free_changes(index, alias, limit)
+        taken = _free_changes(index, alias, limit, after)
         if not taken:
             return None
         _lease(alias, owner, [ids[0] for ids in taken.values()])
         mine = _held(alias, owner)
         changes = {key: ids for key, ids in taken.items() if key in mine}
         attempts = _attempts(index, alias, list(changes))
-    return Claim(index, alias, owner, changes, attempts) if changes else None
+    if not changes:
+        return None
+    last = max(ids[-1] for ids in taken.values())
+    return Claim(index, alias, owner, changes, attempts, last)
 
 
 def hold(claim: Claim) -> set[str]:
-    """Renew the claim and return the keys that are still its own.
+    """Return the keys that are still the claim's own.
 
     A key that is missing has passed to another worker: nothing may be written
     for it. Called in the transaction that writes, it also locks out a takeover.
     """
-    Statements(claim.alias).run(
-        "UPDATE {lease} SET expires_at = {clock} + %s WHERE owner = %s AND expires_at > {clock}",
-        [conf.embeddings().lease, claim.owner],
-    )
+    statements = Statements(claim.alias)
+    statements.run(KEEP[statements.connection.vendor], [claim.owner])
     return _held(claim.alias, claim.owner)
 
 
@@ -139,16 +157,18 @@ def _drop_expired(index: Embeddings, alias: str) -> None:
     )
 
 
-def _free_changes(index: Embeddings, alias: str, limit: int) -> dict[str, list[int]]:
+def _free_changes(index: Embeddings, alias: str, limit: int, after: int) -> dict[str, list[int]]:
     statements = Statements(alias)
+    # OFFSET has PostgreSQL ask for each lease: it takes the table, of which it knows
+    # nothing, for a small one, and would compare all of it with every change.
     found = statements.run(
-        'SELECT c.id, c.source FROM {change} c WHERE c."index" = %s '
+        'SELECT c.id, c.source FROM {change} c WHERE c."index" = %s AND c.id > %s '
         'AND NOT EXISTS (SELECT 1 FROM {lease} l WHERE l."index" = c."index" '
-        "AND l.source = c.source) "
+        "AND l.source = c.source LIMIT 1 OFFSET 0) "
         'AND NOT EXISTS (SELECT 1 FROM {failure} f WHERE f."index" = c."index" '
         "AND f.source = c.source AND NOT f.set_aside AND f.retry_at > {clock}) "
         f"ORDER BY c.id LIMIT %s {SKIP_LOCKED[statements.connection.vendor].format('c')}",
-        [index.label, limit],
+        [index.label, after, limit],
     )
     changes: dict[str, list[int]] = defaultdict(list)
     for change, key in found:

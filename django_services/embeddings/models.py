@@ -73,7 +73,7 @@ class Lease(models.Model):
 
     index = models.CharField(max_length=LABEL_LENGTH)
     source = models.TextField()
-    owner = models.CharField(max_length=32, db_index=True)
+    owner = models.CharField(max_length=32)
     expires_at = models.FloatField()  # seconds since the epoch
 
     class Meta:
@@ -81,6 +81,8 @@ class Lease(models.Model):
         constraints = (
             models.UniqueConstraint(fields=["index", "source"], name="django_services_one_lease"),
         )
+        # Not db_index, which makes a second index for LIKE on PostgreSQL.
+        indexes = (models.Index(fields=["owner"], name="django_services_lease_owner"),)
 
     def __str__(self) -> str:
         return f"{self.index} {self.source} until {self.expires_at}"

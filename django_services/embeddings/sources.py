@@ -54,10 +54,11 @@ class Keys:
 
     def among(self, keys: Sequence[str]) -> Any:
         """Return the keys as what ``pk__in`` takes."""
-        as_list = LISTS.get(self._connection.vendor)
-        if as_list is None:
-            return self.to_values(keys)
-        return RawSQL(as_list[1:-1], [json.dumps(self.to_stored(keys))])  # noqa: S611 - a constant
+        stored = self.to_stored(keys)
+        if self._connection.vendor == "postgresql":
+            rows = f"SELECT unnest(%s::{self._field.rel_db_type(self._connection)}[])"
+            return RawSQL(rows, [stored])  # noqa: S611 - a type's name
+        return RawSQL(LISTS[self._connection.vendor][1:-1], [json.dumps(stored)])  # noqa: S611 - a constant
 
     def to_stored(self, keys: Iterable[str]) -> list[Any]:
         """Return the keys as parameters of plain SQL; ``str`` takes them back to keys."""

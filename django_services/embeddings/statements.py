@@ -33,18 +33,26 @@ LISTS = {"sqlite": "(SELECT value FROM json_each(%s))"}
 IN_LIST = 900
 
 
+#: vendor -> what begins a worker's own transaction. A project may have chosen another
+#: isolation, in which it would fail for others' writes; and the planner, which knows
+#: little of tables that grow so fast, would read the whole of one for each batch.
+BEGIN = {
+    "sqlite": "",
+    "postgresql": "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; "
+    "SET LOCAL enable_sort = off",
+}
+
+
 @contextlib.contextmanager
 def own_transaction(alias: str) -> Iterator[None]:
-    """Open a transaction of a worker's own, in which nothing fails for another's write.
-
-    A project may have chosen another isolation for all its connections.
-    """
+    """Open a worker's own transaction; within another one, a savepoint of it."""
     connection = connections[alias]
-    is_outermost = not connection.in_atomic_block
+    begin = "" if connection.in_atomic_block else BEGIN[connection.vendor]
     with transaction.atomic(using=alias):
-        if is_outermost and connection.vendor == "postgresql":
+        if begin:
             with connection.cursor() as cursor:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                cursor.execute(begin)
         yield
 
 

@@ -91,7 +91,7 @@ def sync(
     _mend_capture(alias)
     for index in indexes_on(alias) if indexes is None else indexes:
         spaces.ensure(index, alias)
-        for batch in _batches(index, alias, size, stop):
+        for batch in _Batches(index, alias, size, stop):
             total.add(batch)
             if progress is not None:
                 progress(index, batch)
@@ -248,57 +248,74 @@ class _Batch:
         return found
 
 
-def _batches(index: Embeddings, alias: str, size: int, stop: Stop) -> Iterator[Report]:
-    """Yield what each batch came to, in the order in which they were claimed.
+class _Batches:
+    """The batches of one declaration, in the order in which they are claimed.
 
     After an error that concerns every text nothing is begun, and what other calls
     brought is stored before the error is raised: it is paid for.
     """
-    error: ServiceError | None = None
-    under_way: deque[_Batch] = deque()
-    with calling(_calls_in_flight(index)) as calls:
-        try:
+
+    def __init__(self, index: Embeddings, alias: str, size: int, stop: Stop) -> None:
+        self._index = index
+        self._alias = alias
+        self._size = size
+        self._stop = stop
+        self._under_way: deque[_Batch] = deque()
+        self._position = 0
+
+    def __iter__(self) -> Iterator[Report]:
+        """Yield what each batch came to."""
+        error: ServiceError | None = None
+        with calling(_calls_in_flight(self._index)) as calls, self._given_back():
             while True:
                 if error is None:
-                    _fill(under_way, index, alias, size, calls, stop)
-                if not under_way or not wait_for(under_way[0].futures, stop):
+                    self._fill(calls)
+                if not self._under_way or not wait_for(self._under_way[0].futures, self._stop):
                     break
-                error = under_way[0].collect() or error
-                yield _stored(under_way[0].work)
-                under_way.popleft()
+                error = self._under_way[0].collect() or error
+                yield _stored(self._under_way[0].work)
+                self._under_way.popleft()
+        if error is not None:
+            raise error
+
+    @contextlib.contextmanager
+    def _given_back(self) -> Iterator[None]:
+        try:
+            yield
         finally:
-            for batch in under_way:
+            for batch in self._under_way:
                 claims.release(batch.work.claim)
-    if error is not None:
-        raise error
+
+    def _fill(self, calls: Calls) -> None:
+        """Begin batches until every thread has a call, and another one waits for it.
+
+        What a killed process has paid for in vain is bounded so, and its memory too.
+        """
+        most = 1 if calls.most == 1 else 2 * calls.most
+        while not self._stop.is_set and sum(batch.size for batch in self._under_way) < most:
+            claim = self._claim()
+            if claim is None:
+                break
+            self._under_way.append(_begun(claim, calls))
+
+    def _claim(self) -> Claim | None:
+        """Go on from the last claim; at the end look once more from the beginning."""
+        found = claims.claim(self._index, self._alias, limit=self._size, after=self._position)
+        if found is None and self._position:
+            self._position = 0
+            return self._claim()
+        if found is not None:
+            self._position = found.last
+        return found
 
 
 def _calls_in_flight(index: Embeddings) -> int:
     """Return how many calls may be in flight; the embedded model has no use for several."""
-    settings = conf.embeddings()
-    return 1 if conf.openai(index.alias).is_embedded else settings.concurrency
+    return 1 if conf.openai(index.alias).is_embedded else conf.embeddings().concurrency
 
 
-def _fill(
-    under_way: deque[_Batch], index: Embeddings, alias: str, size: int, calls: Calls, stop: Stop
-) -> None:
-    """Begin batches until every thread has a call, and another one waits for it.
-
-    What a killed process has paid for in vain is bounded so, and its memory too.
-    """
-    most = 1 if calls.most == 1 else 2 * calls.most
-    while not stop.is_set and sum(batch.size for batch in under_way) < most:
-        batch = _begun(index, alias, size, calls)
-        if batch is None:
-            break
-        under_way.append(batch)
-
-
-def _begun(index: Embeddings, alias: str, size: int, calls: Calls) -> _Batch | None:
-    claim = claims.claim(index, alias, limit=size)
-    if claim is None:
-        return None
+def _begun(claim: Claim, calls: Calls) -> _Batch:
+    texts = TEXTS_IN_CALL if calls.most > 1 else None
     with _given_back_on_error(claim):
         work = plan(claim)
-        texts = TEXTS_IN_CALL if calls.most > 1 else None
         return _Batch(work, [(call, calls.submit(call)) for call in calls_for(work, texts=texts)])

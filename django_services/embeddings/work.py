@@ -1,6 +1,6 @@
 """What a claim's sources need: which chunks to remove, which to make, and their vectors.
 
-`plan` reads and compares, and holds no transaction. What it finds to be embedded
+`plan` reads and compares. What it finds to be embedded
 it cuts into calls, which any thread may make: they touch no database.
 """
 
@@ -20,7 +20,7 @@ from .claims import Claim
 from .declaration import Embeddings
 from .models import Space
 from .sources import Keys, read_texts
-from .statements import Statements
+from .statements import Statements, own_transaction
 from .storage import FORMS
 
 if TYPE_CHECKING:
@@ -112,9 +112,11 @@ class Work:
 
 def plan(claim: Claim) -> Work:
     """Read and cut what was claimed, and compare it with what is stored."""
+    # In no transaction, which a user's callable that fails in the database would break.
     texts = read_texts(claim.index, claim.alias, claim.keys)
     wanted, unusable = _cut(claim.index, claim.keys, texts)
-    return Work(claim, _differences(claim.index, claim.alias, wanted), unusable)
+    with own_transaction(claim.alias):
+        return Work(claim, _differences(claim.index, claim.alias, wanted), unusable)
 
 
 def calls_for(work: Work, *, texts: int | None = None) -> Iterator[Call]:
@@ -127,7 +129,8 @@ def calls_for(work: Work, *, texts: int | None = None) -> Iterator[Call]:
     claim = work.claim
     for diff in work.diffs:
         contents = {piece.content_hash: piece.content for _, piece in diff.missing}
-        diff.vectors = _stored_vectors(claim.index, claim.alias, diff.space, list(contents))
+        with own_transaction(claim.alias):
+            diff.vectors = _stored_vectors(claim.index, claim.alias, diff.space, list(contents))
         new = [content_hash for content_hash in contents if content_hash not in diff.vectors]
         size = texts or len(new)
         for at in range(0, len(new), size or 1):

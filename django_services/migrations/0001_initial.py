@@ -92,7 +92,7 @@ class Migration(migrations.Migration):
                 ),
                 ("index", models.CharField(max_length=255)),
                 ("source", models.TextField()),
-                ("owner", models.CharField(db_index=True, max_length=32)),
+                ("owner", models.CharField(max_length=32)),
                 ("expires_at", models.FloatField()),
             ],
             options={
@@ -101,6 +101,7 @@ class Migration(migrations.Migration):
                         fields=("index", "source"), name="django_services_one_lease"
                     )
                 ],
+                "indexes": [models.Index(fields=["owner"], name="django_services_lease_owner")],
             },
         ),
         migrations.CreateModel(
