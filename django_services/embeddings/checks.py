@@ -23,7 +23,7 @@ from django.db import connections, models, router
 from ..exceptions import ConfigurationError, ServiceError
 from . import spaces
 from .capture import watch
-from .declaration import Embeddings, indexes
+from .declaration import Embeddings, declarations, indexes
 from .models import Change, Space
 
 CHUNK_SIZES = range(50, 8_001)  # characters; OpenAI takes 8,192 tokens a text
@@ -34,7 +34,9 @@ Message = checks.CheckMessage
 
 def check_declarations(**_: Any) -> list[Message]:
     """Check every declaration of the project."""
-    return [message for index in indexes() for check in _CHECKS for message in check(index)]
+    composite = [index for index in declarations() if index.model._meta.is_composite_pk]
+    refused = [_refuse_key(index) for index in composite]
+    return refused + [found for index in indexes() for check in _CHECKS for found in check(index)]
 
 
 def _check_lookups(index: Embeddings) -> Iterator[Message]:
@@ -105,14 +107,15 @@ def _check_router(index: Embeddings) -> Iterator[Message]:
                 )
 
 
-def _check_key(index: Embeddings) -> Iterator[Message]:
-    if not getattr(index.model._meta.pk, "column", None):
-        yield checks.Error(
-            f"{index.label}: a primary key of several columns cannot be embedded yet.",
-            hint="Give the model a single primary key and a UniqueConstraint.",
-            obj=index.model,
-            id="django_services.E106",
-        )
+def _refuse_key(index: Embeddings) -> Message:
+    return checks.Error(
+        f"{index.label}: a primary key of several columns cannot be embedded, "
+        "since no foreign key can point to it.",
+        hint="Give the model a primary key of one column, and a UniqueConstraint of those "
+        "that are its key now.",
+        obj=index.model,
+        id="django_services.E106",
+    )
 
 
 def _check_names(index: Embeddings) -> Iterator[Message]:
@@ -152,7 +155,6 @@ _CHECKS: tuple[Callable[[Embeddings], Iterator[Message]], ...] = (
     _check_chunks,
     _check_model,
     _check_router,
-    _check_key,
     _check_names,
     _check_condition,
 )

@@ -199,7 +199,7 @@ class Embeddings(_Field):
 
     def _add_chunk_model(self, sender: type[models.Model], **_: Any) -> None:
         options = sender._meta
-        if options.swapped:
+        if options.swapped or options.is_composite_pk:  # the latter a check refuses
             return
         attribute = "".join(part.title() for part in self.name.split("_"))
         name = f"{options.object_name}{attribute}Chunk"
@@ -258,6 +258,11 @@ def register(
 
 
 def indexes() -> list[Embeddings]:
+    """Return every declaration of the project that can be stored, each once."""
+    return [index for index in declarations() if not index.model._meta.is_composite_pk]
+
+
+def declarations() -> list[Embeddings]:
     """Return every declaration of the project, each once."""
     return [
         field

@@ -59,7 +59,7 @@ class CreateVectorExtension(CreateExtension):
         """Create the extension, or update one that is too old."""
         connection = schema_editor.connection
         is_sql_only = getattr(schema_editor, "collect_sql", False)
-        is_wanted = router.allow_migrate(connection.alias, app_label, **self.hints)
+        is_wanted = router.allow_migrate(connection.alias, app_label)
         if connection.vendor != "postgresql" or is_sql_only or not is_wanted:
             super().database_forwards(app_label, schema_editor, from_state, to_state)
             return

@@ -3,7 +3,7 @@ from django.db import models
 from django.db.models import Exists, Q
 from django.test.utils import isolate_apps
 
-from django_services.embeddings import checks
+from django_services.embeddings import checks, declaration
 from django_services.embeddings.declaration import Embeddings, indexes
 from tests.testapp.models import Article, Plain
 
@@ -104,3 +104,26 @@ def test_a_router_that_parts_a_model_from_its_embeddings_is_an_error(settings):
 class PartingRouter:
     def allow_migrate(self, db, app_label, **hints):
         return app_label != "django_services"
+
+
+def test_a_composite_key_is_refused_once_and_breaks_nothing(monkeypatch):
+    with isolate_apps("tests.testapp") as registry:
+        monkeypatch.setattr(declaration, "apps", registry)
+
+        class Line(models.Model):
+            pk = models.CompositePrimaryKey("order", "number")
+            order = models.IntegerField()
+            number = models.IntegerField()
+            text = models.TextField()
+
+            embeddings = Embeddings("text")
+
+            class Meta:
+                app_label = "testapp"
+
+        messages = checks.check_declarations()
+
+    assert [message.id for message in messages] == ["django_services.E106"]
+    assert "testapp.Line.embeddings: a primary key of several columns" in messages[0].msg
+    assert declaration.indexes() == []
+    assert [model.__name__ for model in registry.get_models()] == ["Line"]
