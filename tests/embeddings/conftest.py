@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from django_services import openai_service
+from django_services import conf, openai_service
 from django_services.embeddings.chunking import chunk
 from django_services.embeddings.declaration import Embeddings
-from django_services.embeddings.models import Lease
+from django_services.embeddings.models import Change, Failure
 from django_services.embeddings.sources import Keys, read_texts, rows
 from django_services.embeddings.spaces import active
+from django_services.embeddings.statements import Statements
 from django_services.embeddings.status import status
 
 from .stored import TOLERANCE
@@ -51,14 +52,58 @@ def far_end(monkeypatch: pytest.MonkeyPatch) -> FarEnd:
     return far_end
 
 
-def assert_invariants(index: Embeddings, alias: str = DEFAULT_DB_ALIAS) -> None:
-    """Assert what holds after every fault, for one declaration."""
+def assert_invariants(
+    index: Embeddings, alias: str = DEFAULT_DB_ALIAS, *, has_leases: bool = False
+) -> None:
+    """Assert what holds after every fault, for one declaration.
+
+    Args:
+        index: The declaration.
+        alias: The database.
+        has_leases: Whether workers may hold sources, if none for longer than a lease.
+    """
     (found,) = status(alias, [index])
     assert found.fresh + found.pending + found.failed == found.sources
     assert min(found.fresh, found.pending, found.failed) >= 0
-    assert not Lease.objects.using(alias).filter(index=index.label).exists()
-    if found.fresh == found.sources:
-        assert stored_contents(index, alias) == current_contents(index, alias)
+    assert_leases_end(index, alias, most=conf.embeddings().lease if has_leases else None)
+    assert_fresh_is_in_step(index, alias)
+    assert_no_chunk_twice(index, alias)
+
+
+def assert_leases_end(index: Embeddings, alias: str, *, most: float | None) -> None:
+    """Assert that no lease goes on for more seconds from now, or that there is none."""
+    left = Statements(alias).run(
+        'SELECT expires_at - {clock} FROM {lease} WHERE "index" = %s', [index.label]
+    )
+    if most is None:
+        assert not left
+    else:
+        assert all(term <= most for (term,) in left)
+
+
+def assert_fresh_is_in_step(index: Embeddings, alias: str) -> None:
+    """Assert that what is neither pending nor failed has its text's chunks and vectors.
+
+    A row that is gone has none.
+    """
+    translate = Keys(index, alias)
+    unfinished = {
+        key
+        for model in (Change, Failure)
+        for key in model.objects.using(alias)
+        .filter(index=index.label)
+        .values_list("source", flat=True)
+    }
+    stored, current = stored_contents(index, alias), current_contents(index, alias)
+    for key in stored.keys() | current.keys():
+        if translate.to_text(key) not in unfinished:
+            assert stored.get(key) == current.get(key)
+
+
+def assert_no_chunk_twice(index: Embeddings, alias: str) -> None:
+    chunks = index.chunk_model._default_manager.using(alias)
+    places = list(chunks.values_list("source_id", "space_id", "number"))
+    assert len(places) == len(set(places))
 
 
 def stored_contents(index: Embeddings, alias: str = DEFAULT_DB_ALIAS) -> dict[Any, list[str]]:

@@ -1,0 +1,1 @@
+"""Faults: processes that are killed, crash or are told to stop."""
