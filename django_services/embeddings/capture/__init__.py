@@ -2,9 +2,9 @@
 
 Triggers append to `Change` in the writer's own transaction, so that save(),
 bulk_create(), update(), raw SQL and loaddata count alike. `watch` finds what to
-watch, a vendor's module writes the triggers, `migrate` keeps them out of the way
-of migrations, `mend` out of the way of users' writes, and `backlog` notes what
-they cannot have seen.
+watch, a vendor's module writes the triggers, `triggers` compares them with those
+that a database holds, `migrate` keeps them out of the way of migrations, `mend`
+out of the way of users' writes, and `backlog` notes what they cannot have seen.
 """
 
 from __future__ import annotations

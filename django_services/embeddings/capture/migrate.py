@@ -20,6 +20,7 @@ from django.db.migrations import Migration, RunPython, RunSQL, SeparateDatabaseA
 from django.db.migrations.operations.base import Operation
 
 from ..declaration import Embeddings, indexes_on
+from ..statements import own_transaction
 from . import CAPTURE, install, missing, sqlite
 from .backlog import enqueue_all, forget_gone
 from .watch import tables
@@ -123,7 +124,7 @@ def after(*, using: str, **kwargs: Any) -> None:
         return
     absence = _absences.pop(using, None)
     indexes = {index.label: index for index in indexes_on(using)}
-    with transaction.atomic(using):
+    with own_transaction(using):
         # What is installed is locked: nobody else writes from here on.
         for index in (indexes[label] for label in install(using)):
             if absence is None or absence.may_have_missed(index):

@@ -109,6 +109,7 @@ def test_rename_of_the_source(shop: Shop):
     assert shop.noted("shop.Post.embeddings") == ["1"]
 
 
+@ON_SQLITE
 def test_declaration_taken_away_leaves_no_trigger(shop: Shop):
     shop.change_models(('embeddings = Embeddings("title", "author__name")', ""))
     shop.migration(2, "migrations.DeleteModel('ArticleEmbeddingsChunk')")
@@ -119,6 +120,7 @@ def test_declaration_taken_away_leaves_no_trigger(shop: Shop):
     assert shop.noted_by("UPDATE shop_article SET title = 'new'") == []
 
 
+@ON_SQLITE
 def test_declaration_that_watches_more_is_noted_without_a_migration(shop: Shop):
     shop.change_models(('"author__name")', '"author__name", "views")'))
 
