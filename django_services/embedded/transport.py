@@ -8,7 +8,7 @@ Imported when a client is built, since it loads httpx2.
 from __future__ import annotations
 
 import asyncio
-import base64
+import binascii
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -178,13 +178,13 @@ def _check_tokens(tokens: list[int]) -> None:
         )
 
 
-def _base64(encoding: Encoding) -> Iterable[str]:
+def _base64(encoding: Encoding) -> list[bytes]:
     rows = encoding.vectors.astype("<f4", copy=False)
-    return [f'"{base64.b64encode(row).decode("ascii")}"' for row in rows]
+    return [b'"%b"' % binascii.b2a_base64(row, newline=False) for row in rows]
 
 
-def _floats(encoding: Encoding) -> Iterable[str]:
-    return [json.dumps(row) for row in encoding.vectors.tolist()]
+def _floats(encoding: Encoding) -> list[bytes]:
+    return [json.dumps(row).encode() for row in encoding.vectors.tolist()]
 
 
 _FORMATS = {None: _floats, "float": _floats, "base64": _base64}
@@ -199,11 +199,15 @@ def _format(given: Any) -> Any:
         ) from None
 
 
-def _body(rows: Iterable[str], tokens: int) -> bytes:
+def _body(rows: Iterable[bytes], tokens: int) -> bytes:
     # Put together by hand: a JSON encoder would walk each row again to escape nothing.
-    data = ",".join(
-        f'{{"object":"embedding","index":{index},"embedding":{row}}}'
-        for index, row in enumerate(rows)
+    data = b",".join(
+        b'{"object":"embedding","index":%d,"embedding":%b}' % numbered
+        for numbered in enumerate(rows)
     )
-    usage = f'{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}'
-    return f'{{"object":"list","data":[{data}],"model":"{MODEL}","usage":{usage}}}'.encode()
+    usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)
+    return b'{"object":"list","data":[%b],"model":"%b","usage":%b}' % (
+        data,
+        MODEL.encode(),
+        usage,
+    )

@@ -54,7 +54,7 @@ def read_embeddings(body: Any, count: int) -> Reading:
         Unusable: The rows cannot be assigned to the texts.
     """
     rows = [_floats(item.get("embedding")) for item in _by_index(body, count)]
-    lengths = Counter(len(row) for row in rows if row)
+    lengths = Counter(map(len, filter(None, rows)))
     if not lengths:
         raise Unusable("no row holds numbers")
     return _assemble(rows, lengths.most_common(1)[0][0] // FLOAT.itemsize)
