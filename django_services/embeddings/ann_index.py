@@ -23,6 +23,7 @@ from ..vectors.field import MAX_DIMENSIONS
 from . import spaces
 from .declaration import Embeddings
 from .models import Space
+from .statements import beside
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def ensure(
     if _state(connection, target) in {"ready", "building"}:
         return False
     extension.check(connection)
-    with _beside(connection) as watcher, _beside(connection) as builder:
+    with beside(connection) as watcher, beside(connection) as builder:
         is_ours = _take_turn(watcher, target, progress)
         return is_ours and _build(watcher, builder, target, progress)
 
@@ -110,7 +111,7 @@ def drop(index: Embeddings, space_id: int, alias: str) -> None:
         return
     if _found(connection, target) is None:
         return
-    with _beside(connection) as watcher, _beside(connection) as builder:
+    with beside(connection) as watcher, beside(connection) as builder:
         while not _is_alone(watcher, target):
             time.sleep(POLL)
         with _unlimited(builder):
@@ -267,19 +268,6 @@ def _builds(connection: BaseDatabaseWrapper, target: _Target) -> list[bool]:
 
 
 # One builder at a time ---------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _beside(connection: BaseDatabaseWrapper) -> Iterator[BaseDatabaseWrapper]:
-    """Give a connection to the same database, from no pool: nothing set in it stays."""
-    own = connection.copy()
-    for option in ("pool", "isolation_level"):
-        own.settings_dict["OPTIONS"].pop(option, None)
-    own.inc_thread_sharing()
-    try:
-        yield own
-    finally:
-        own.close()
 
 
 def _take_turn(watcher: BaseDatabaseWrapper, target: _Target, progress: Progress | None) -> bool:

@@ -11,7 +11,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from django.db import models, transaction
+from django.db import transaction
 from django.db.models import Max
 from django.utils import timezone
 
@@ -101,11 +101,15 @@ def activate_if_built(index: Embeddings, alias: str) -> Space | None:
         building = spaces.filter(state=Space.State.BUILDING).first()
         if building is None or _is_backfilling(building, alias):
             return None
-        _remove_chunks(index, alias, spaces.filter(state=Space.State.RETIRED))
+        # The space that retires now is kept for the way back.
+        garbage = list(spaces.filter(state=Space.State.RETIRED).values_list("pk", flat=True))
         spaces.filter(state=Space.State.ACTIVE).update(state=Space.State.RETIRED)
         building.state, building.activated_at = Space.State.ACTIVE, timezone.now()
         building.save(using=alias)
     logger.info("%s: switched to space %s of %s", index.label, building.pk, building.model)
+    # Not in the transaction of the switch: nobody should wait for so much.
+    for space in garbage:
+        _remove_chunks(index, alias, space)
     return building
 
 
@@ -153,6 +157,8 @@ def _retire_unfinished(index: Embeddings, alias: str, wanted: Space) -> None:
     building.exclude(pk=wanted.pk).update(state=Space.State.RETIRED)
 
 
-def _remove_chunks(index: Embeddings, alias: str, spaces: models.QuerySet[Space]) -> None:
-    """Collect garbage: the space retired last is kept for the way back."""
-    index.chunk_model._default_manager.using(alias).filter(space__in=spaces).delete()
+def _remove_chunks(index: Embeddings, alias: str, space: int) -> None:
+    from . import ann_index  # not loaded where nothing is removed
+
+    ann_index.drop(index, space, alias)
+    index.chunk_model._default_manager.using(alias).filter(space=space).delete()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.db import connections, models, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .declaration import Embeddings
 from .models import Change, Failure, Lease, Space
@@ -54,6 +55,19 @@ def own_transaction(alias: str) -> Iterator[None]:
             with connection.cursor() as cursor:
                 cursor.execute(begin)
         yield
+
+
+@contextlib.contextmanager
+def beside(connection: BaseDatabaseWrapper) -> Iterator[BaseDatabaseWrapper]:
+    """Give a connection to the same database, from no pool: nothing set in it stays."""
+    own = connection.copy()
+    for option in ("pool", "isolation_level"):
+        own.settings_dict["OPTIONS"].pop(option, None)
+    own.inc_thread_sharing()
+    try:
+        yield own
+    finally:
+        own.close()
 
 
 class Statements:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from django.db import DatabaseError, close_old_connections
 
 from ..exceptions import ServiceError
+from .calls import Stop
 from .sync import Report
 
 POLL_INTERVAL = 1.0  # seconds between two looks for changes
@@ -15,18 +16,26 @@ ERROR_INTERVAL = 30.0  # seconds to wait for a service that cannot be used
 
 
 def watch(
-    sync: Callable[[], Report], *, sleep: Callable[[float], object] = time.sleep
+    sync: Callable[[], Report],
+    *,
+    wait: Callable[[float], object] | None = None,
+    sleep: Callable[[float], object] = time.sleep,
+    stop: Stop | None = None,
 ) -> Iterator[Report | ServiceError | DatabaseError]:
-    """Sync for ever; yields what each sync did, or the error that makes it wait.
+    """Sync until told to stop; yields what each sync did, or the error that makes it wait.
 
     A service that cannot be used ends nothing: the sources stay pending, and it
     is asked again after the time that it named, or half a minute.
 
     Args:
         sync: Brings the pending sources in step.
+        wait: Waits for changes, so many seconds at most; ``sleep`` if None.
         sleep: Waits for some seconds.
+        stop: Once set, the watch ends.
     """
-    while True:
+    wait = wait or sleep
+    stop = stop or Stop()
+    while not stop.is_set:
         close_old_connections()
         try:
             report = sync()
@@ -35,4 +44,4 @@ def watch(
             sleep(getattr(error, "retry_after", None) or ERROR_INTERVAL)
         else:
             yield report
-            sleep(POLL_INTERVAL)
+            wait(POLL_INTERVAL)

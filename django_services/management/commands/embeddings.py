@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from django.db import DatabaseError, connections
 from ...exceptions import ServiceError
 
 if TYPE_CHECKING:
+    from ...embeddings.calls import Stop
     from ...embeddings.declaration import Embeddings
     from ...embeddings.files import Added
     from ...embeddings.hits import Hit
@@ -37,6 +39,7 @@ _BASE_OPTIONS = (
     ("--force-color",),
     ("--skip-checks",),
 )
+_STOPPING = "Stopping: what is in flight gets {:.0f} seconds. Again to stop at once.\n"
 _FLAGS = {"--traceback", "--no-color", "--force-color", "--skip-checks"}
 
 
@@ -128,18 +131,21 @@ class Command(BaseCommand):
         indexes = _indexes(labels)
         if options["retry_failed"]:
             _retry_failed(indexes, options["database"])
-        sync = partial(
-            self._sync_databases,
-            indexes,
-            options["database"],
-            batch_size=options["batch_size"],
-            silent=json,
-        )
-        if watch:
-            self._watch(partial(sync, silent=True), json)
-            return
-        report = sync()
+        with self._stopping() as stop:
+            sync = partial(
+                self._sync_databases,
+                indexes,
+                options["database"],
+                batch_size=options["batch_size"],
+                stop=stop,
+            )
+            if watch:
+                self._watch(partial(sync, silent=True), options["database"], json, stop)
+                return
+            report = sync(silent=json)
         self._print_report(report, json)
+        if stop.is_set:
+            raise KeyboardInterrupt
         if report.failed:
             raise CommandError(
                 f"{report.failed:,} rows could not be embedded. See why: manage.py embeddings "
@@ -151,8 +157,9 @@ class Command(BaseCommand):
         indexes: Sequence[Embeddings] | None,
         database: str | None,
         *,
-        batch_size: int | None,
+        batch_size: int | None = None,
         silent: bool,
+        stop: Stop | None = None,
     ) -> Report:
         from ...embeddings.sync import Report, sync
         from ..console import plain
@@ -160,26 +167,70 @@ class Command(BaseCommand):
         total = Report()
         # With --json the output is the script's, and progress goes where a person looks.
         progress = _SyncProgress(plain(self.stderr if silent else self.stdout), silent=silent)
-        options = {"batch_size": batch_size} if batch_size else {}
+        options: dict[str, Any] = {"batch_size": batch_size, "stop": stop}
         with contextlib.closing(progress):
             for alias, chosen in _by_database(indexes, database):
                 progress.alias = alias
-                total.add(sync(chosen, alias=alias, progress=progress, **options))
+                total.add(
+                    sync(
+                        chosen,
+                        alias=alias,
+                        progress=progress,
+                        building=progress.show_building,
+                        **options,
+                    )
+                )
         return total
 
-    def _watch(self, sync: Callable[[], Report], json: bool) -> None:
-        from ...embeddings.sync import Report
+    def _watch(
+        self, sync: Callable[[], Report], database: str | None, json: bool, stop: Stop
+    ) -> None:
+        from ...embeddings.notifications import Notifications
+        from ...embeddings.sync import Report, databases
         from ...embeddings.watch import watch
 
         if not json:
             self.stdout.write("Watching for changes; Ctrl-C ends.")
-        with _terminated_like_interrupted():
-            for done in watch(sync):
+            self.stdout.flush()
+        notifications = Notifications([database] if database else databases())
+        wait = partial(notifications.wait, stop=stop)
+        with contextlib.closing(notifications):
+            for done in watch(sync, wait=wait, sleep=stop.sleep, stop=stop):
                 if not isinstance(done, Report):
                     self.stderr.write(self.style.WARNING(f"{done} Trying again."))
                 elif done.sources:
                     self._print_report(done, json, one_line=True)
                 self.stdout.flush()
+        # For a watch to be stopped is to end well.
+        self._say_stopped()
+
+    @contextlib.contextmanager
+    def _stopping(self) -> Iterator[Stop]:
+        """Let the first Ctrl-C or SIGTERM finish what is in flight, and a second end it.
+
+        What is claimed is stored or given back before the command ends.
+        """
+        from ...embeddings.calls import GRACE, Stop
+
+        stop = Stop()
+
+        def handle(*_: object) -> None:
+            if stop.is_set:
+                raise KeyboardInterrupt
+            stop.set()
+            # Past Python's streams, which the handler may have interrupted in a write.
+            with contextlib.suppress(OSError):
+                os.write(2, _STOPPING.format(GRACE).encode())
+
+        if threading.current_thread() is not threading.main_thread():
+            yield stop
+            return
+        before = {name: signal.signal(name, handle) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield stop
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
 
     def _print_report(self, report: Report, as_json: bool, *, one_line: bool = False) -> None:
         if as_json:
@@ -211,9 +262,7 @@ class Command(BaseCommand):
         )
         report = None
         if not options["no_sync"]:
-            report = self._sync_databases(
-                _indexes([Document._meta.label]), database, batch_size=None, silent=json
-            )
+            report = self._sync_databases(_indexes([Document._meta.label]), database, silent=json)
         self._print_additions(added, report, json)
 
     def _print_added(self, added: Added) -> None:
@@ -478,6 +527,19 @@ class _SyncProgress:
         work.show(work.done + batch.sources, self._total)
         self._ended = time.monotonic()
 
+    def show_building(self, index: Embeddings, share: float, phase: str) -> None:
+        """Show the building of the index that searches need: in hundredths, since its
+        phases count different things.
+        """
+        from ..console import Work
+
+        title = f"{index.label}: index, {phase}"
+        if self._work is None or self._work.title != title:
+            self.close()
+            self._work = Work(self._stream, title, "%", silent=self._silent)
+            self._index = None
+        self._work.show(int(share * 100), 100)
+
     def close(self) -> None:
         if self._work is not None:
             self._work.finish()
@@ -552,16 +614,3 @@ def _explained(error: DatabaseError) -> str:
                     "run manage.py migrate first (after makemigrations, if the declaration is new)."
                 )
     return f"The database refused: {error}"
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that what is claimed is given back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
