@@ -18,7 +18,6 @@ from django.db import ProgrammingError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..exceptions import ConfigurationError, InvalidInput
-from ..vectors import extension
 from ..vectors.field import MAX_DIMENSIONS
 from . import spaces
 from .declaration import Embeddings
@@ -82,7 +81,7 @@ def ensure(
         return False
     if _state(connection, target) in {"ready", "building"}:
         return False
-    extension.check(connection)
+    _check_extension(connection)
     with beside(connection) as watcher, beside(connection) as builder:
         is_ours = _take_turn(watcher, target, progress)
         return is_ours and _build(watcher, builder, target, progress)
@@ -187,6 +186,12 @@ def _create_sql(connection: BaseDatabaseWrapper, target: _Target, *, how: str) -
 
 def _drop_sql(connection: BaseDatabaseWrapper, target: _Target) -> str:
     return f"DROP INDEX CONCURRENTLY IF EXISTS {target.quoted(connection)}"
+
+
+def _check_extension(connection: BaseDatabaseWrapper) -> None:
+    from ..vectors import extension  # psycopg comes with it, which SQLite does without
+
+    extension.check(connection)
 
 
 def _is_supported(connection: BaseDatabaseWrapper, space: Space) -> bool:
@@ -388,7 +393,7 @@ def _build_at_once(connection: BaseDatabaseWrapper, index: Embeddings, space: Sp
     target = _Target.of(index, space.pk, space.dimensions)
     if not _is_supported(connection, space) or _state(connection, target) == "ready":
         return
-    extension.check(connection)
+    _check_extension(connection)
     with transaction.atomic(using=connection.alias):
         _execute(connection, f"DROP INDEX IF EXISTS {target.quoted(connection)}")
         _execute(connection, _create_sql(connection, target, how=""))

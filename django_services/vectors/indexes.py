@@ -13,7 +13,6 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.models import Index, Model
 
 from ..exceptions import ConfigurationError
-from . import extension
 from .field import column_type
 
 #: distance -> the end of the operator class's name.
@@ -84,6 +83,8 @@ class VectorIndex(Index):
         if schema_editor.connection.vendor != "postgresql":
             return self._empty_sql(model, schema_editor)
         if not getattr(schema_editor, "collect_sql", False):
+            from . import extension  # psycopg comes with it, and models come with indexes
+
             extension.check(schema_editor.connection)
         self.opclasses = (self._operator_class(model, schema_editor),)
         using = using or f" USING {self.method}"

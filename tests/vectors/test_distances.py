@@ -101,7 +101,11 @@ def test_another_vendor_is_refused_by_name():
         distance_sql("cosine", "oracle", "a", "b")
 
 
-def test_numpy_loads_with_the_first_vector_only():
-    code = "import sys, django_services.vectors; sys.exit('numpy' in sys.modules)"
+@pytest.mark.parametrize("name", ["VectorField", "HnswIndex", "tuned"])
+def test_models_with_vectors_load_neither_numpy_nor_psycopg(name):
+    code = (
+        f"import sys; from django_services.vectors import {name};"
+        "sys.exit(bool({'numpy', 'psycopg'} & set(sys.modules)))"
+    )
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
