@@ -39,14 +39,15 @@ def forget_gone(index: Embeddings, alias: str) -> None:
     """Remove the chunks, notes and failures of sources that are no longer there."""
     statements = Statements(alias, index)
     with transaction.atomic(alias):
-        # NOT IN would look through the whole table for each row, where memory does not hold it.
+        # PostgreSQL would look through the whole table for each row of a NOT IN that its
+        # memory does not hold; SQLite for each key as text, of which it has no index.
         statements.run(
             "DELETE FROM {chunk} WHERE NOT EXISTS "
             "(SELECT 1 FROM {source} WHERE {pk} = {chunk}.source_id)"
         )
         for table in ("change", "failure"):
             statements.run(
-                f'DELETE FROM {{{table}}} WHERE "index" = %s '
-                f"AND NOT EXISTS (SELECT 1 FROM {{source}} WHERE {{key}} = {{{table}}}.source)",
-                [index.label],
+                f'DELETE FROM {{{table}}} WHERE "index" = %s AND source IN (SELECT source '
+                f'FROM {{{table}}} WHERE "index" = %s EXCEPT SELECT {{key}} FROM {{source}})',
+                [index.label, index.label],
             )
