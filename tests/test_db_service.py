@@ -435,14 +435,14 @@ FORKED = """
         child = os.fork()
         if not child:
             wrong = identity() == mine
-            for turn in range(200):
+            for turn in range(1_000):
                 with connection.cursor() as cursor:
                     cursor.execute("SELECT %s, %s", [number, turn])
                     wrong |= cursor.fetchone() != (number, turn)
             os._exit(wrong)
         children.append(child)
     wrong = 0
-    for turn in range(200):
+    for turn in range(1_000):
         with connection.cursor() as cursor:
             cursor.execute("SELECT %s", [turn])
             wrong |= cursor.fetchone() != (turn,)

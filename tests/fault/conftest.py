@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -52,7 +54,10 @@ class Workers:
     def __init__(self, python: PythonRunner, services: dict[str, Any]) -> None:
         self._python = python
         self._env = {"DJANGO_SERVICES_TEST_SERVICES": json.dumps(services), "BATCH": str(BATCH)}
-        self._forking = python.start(FORKING, env=self._env)
+
+    @functools.cached_property
+    def _forking(self) -> subprocess.Popen[str]:
+        return self._python.start(FORKING, env=self._env)
 
     def start(self, *, crash_at: str = "") -> int:
         """Start a worker and return its process id; it ends when nothing is pending."""
@@ -65,7 +70,7 @@ class Workers:
         worker = self.start(crash_at=crash_at)
         wait_until(lambda: not is_alive(worker))
 
-    def command(self, *arguments: str) -> Any:
+    def command(self, *arguments: str) -> subprocess.Popen[str]:
         """Start ``manage.py embeddings`` and return its process."""
         code = f"from django.core.management import call_command; call_command(*{arguments!r})"
         return self._python.start(code, env=self._env)
@@ -111,8 +116,8 @@ def index(fake_openai: FakeOpenAI, settings: Any, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def workers(run_python: PythonRunner, index: Embeddings, settings: Any) -> Iterator[Workers]:
-    yield Workers(run_python, settings.DJANGO_SERVICES)
+def workers(run_python: PythonRunner, index: Embeddings, settings: Any) -> Workers:
+    return Workers(run_python, settings.DJANGO_SERVICES)
 
 
 def create(count: int) -> None:
