@@ -94,7 +94,11 @@ def _read_the_short_way(compiler: _SearchCompiler) -> Rows | None:
 def _is_of_sources(query: SearchQuery) -> bool:
     """Tell whether each row is a source with its key, in the order of distance."""
     is_plain = query.default_cols and not query.distinct and not query.select_for_update
-    return is_plain and query.group_by is None and query.is_cut_by_slice
+    if not is_plain or query.group_by is not None or not query.is_cut_by_slice:
+        return False
+    about_chunk = filter(query.mentions_chunk, query.conditions())
+    # Any other would let a farther chunk stand for a source whose nearest one it excludes.
+    return all(map(search_plan.is_nearer_than, about_chunk))
 
 
 # By an index of vectors
@@ -212,9 +216,7 @@ class _Statement:
         columns = {name: getattr(made, name) for name in _DESCRIBING}
         return cls(sql, tuple(params), columns, key_column)
 
-    def read(
-        self, compiler: _SearchCompiler, target: Target, ids: list[int] | None = None
-    ) -> Rows:
+    def read(self, compiler: _SearchCompiler, target: Target, ids: list[int] | None = None) -> Rows:
         """Execute it for a vector and ids; returns the rows."""
         compiler.__dict__.update(self.columns)
         connection = compiler.connection

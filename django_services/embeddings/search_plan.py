@@ -106,9 +106,7 @@ def _nearest_in_memory(query: SearchQuery, connection: BaseDatabaseWrapper) -> l
     return found[:wanted]
 
 
-def matrix_of(
-    index: Embeddings, target: Target, connection: BaseDatabaseWrapper
-) -> Matrix | None:
+def matrix_of(index: Embeddings, target: Target, connection: BaseDatabaseWrapper) -> Matrix | None:
     """Return the matrix of a space; None if it takes more memory than is allowed."""
     from ..vectors import matrices
 
@@ -181,14 +179,14 @@ def _among_sources(
     assert query.target is not None
     about_chunk = [node for node in conditions if query.mentions_chunk(node)]
     # "Nearer than" keeps a beginning of the order: the statement may check it afterwards.
-    if query.extra_tables or not all(_is_nearer_than(node) for node in about_chunk):
+    if query.extra_tables or not all(is_nearer_than(node) for node in about_chunk):
         return None
     about_source = [node for node in conditions if not query.mentions_chunk(node)]
     keys = _first_column(query.without_chunks(about_source), connection)
     return matrix.nearest(query.target.vector, wanted, keys).ids
 
 
-def _is_nearer_than(node: Any) -> bool:
+def is_nearer_than(node: Any) -> bool:
     """Tell whether a condition is ``search_distance < constant`` or its like."""
     if isinstance(node, LessThan | LessThanOrEqual):
         is_nearer = type(node.lhs) is SearchDistance

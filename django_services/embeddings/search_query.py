@@ -85,9 +85,7 @@ class SearchDistance(Func):
         column, _none = compiler.compile(self.get_source_expressions()[0])
         query = compiler.query
         operand = getattr(query, "operand", None)
-        sql = distance_sql(
-            "cosine", connection.vendor, column, operand or "%s", target.dimensions
-        )
+        sql = distance_sql("cosine", connection.vendor, column, operand or "%s", target.dimensions)
         if not getattr(query, "is_by_index", False):
             sql = EXACT.get(connection.vendor, "{}").format(sql)
         return self.template.format(sql), () if operand else (target.parameter(connection),)
@@ -504,9 +502,12 @@ class SearchQuery(Query):
         assert self.search is not None
         hits = self.keys_only(self.chunk_id())
         hits.where.add(IsNearestOfSource(self.chunk_id(), self.search), AND)
-        distance = SearchDistance(_column(self.search, self.chunk_alias, "vector"), self.search)
-        hits.standard_ordering = True
-        hits.order_by = (distance.asc(), self.source_key().asc())
+        if self.is_cut_by_slice:
+            hits.order_by = self.order_by
+        else:
+            distance = SearchDistance(_column(self.search, self.chunk_alias, "vector"), self.search)
+            hits.standard_ordering = True
+            hits.order_by = (distance.asc(), self.source_key().asc())
         hits.set_limits(high=wanted)
         return hits
 

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 #: Vendors whose vectors this process keeps in memory, in step with a log of chunks.
 IN_MEMORY = frozenset({"sqlite"})
 NOWHERE = (0, b"")
+UNDEFINED_TABLE = "42P01"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +109,28 @@ class Search:
         return self._latest.get(connection.alias) or self.resolve(connection)
 
     def presumed(self, connection: BaseDatabaseWrapper) -> Target | None:
-        """Return what to search if the space is active that was so last; reads nothing.
+        """Return what to search if the space is active that was so last.
 
-        The statement has to make sure of it.
+        The statement has to make sure of it. None where that is not known.
+
+        Raises:
+            ServiceError: As `resolve`.
         """
-        space = _last_active.get((connection.alias, self.label))
-        return None if space is None else self._target(space, NOWHERE, connection)
+        name = connection.alias, self.label
+        space = _last_active.get(name)
+        if space is None:
+            return None
+        try:
+            target = self._target(space, NOWHERE, connection)
+        except ServiceError as error:
+            found = _active_space(self.index, connection)
+            if found is None or found[0] != space:
+                del _last_active[name]
+                return None
+            self.error = error.with_traceback(None)
+            raise
+        self.error = None
+        return target
 
     def _resolve(self, connection: BaseDatabaseWrapper) -> Target | None:
         found = _active_space(self.index, connection)
@@ -187,10 +204,18 @@ _POSITION = {
 _NO_POSITION = {"position": "NULL, NULL", "log": ""}
 
 
+def _is_table_missing(connection: BaseDatabaseWrapper, error: DatabaseError) -> bool:
+    state = getattr(error.__cause__, "sqlstate", None)
+    # In PostgreSQL's transactions nothing can be asked after an error; it says what it is.
+    if state is not None:
+        return bool(state == UNDEFINED_TABLE)
+    return Space._meta.db_table not in connection.introspection.table_names()
+
+
 def _explained(
     index: Embeddings, connection: BaseDatabaseWrapper, error: DatabaseError
 ) -> Exception:
-    if Space._meta.db_table in connection.introspection.table_names():
+    if not _is_table_missing(connection, error):
         return error
     return InvalidInput(
         f"Database {connection.alias!r} has no tables for the embeddings of {index.label}: "
