@@ -118,6 +118,7 @@ def uninstall(connection: BaseDatabaseWrapper) -> int:
 
 def missing(connection: BaseDatabaseWrapper, indexes: Iterable[Embeddings]) -> list[str]:
     """Return the labels of indexes whose triggers are not all there as they should be."""
+    indexes = list(indexes)
     wanted = triggers(indexes, Catalogue(connection, indexes))
     return absent(wanted, _sql(existing(connection)))
 
@@ -173,7 +174,10 @@ class Catalogue:
         self.tables: dict[str, str] = {}
         #: Number and type of columns, which others of the same name may not share.
         self.columns: dict[Column, str] = {}
-        self._types: dict[Column, str] = {}
+        #: Columns that are computed when they are read.
+        self.virtual: set[Column] = set()
+        #: PostgreSQL's own types of columns; None of others.
+        self._types: dict[Column, str | None] = {}
         with connection.cursor() as cursor:
             # Views and foreign tables have no transition tables, nor temporary ones our schema.
             cursor.execute(
@@ -183,8 +187,10 @@ class Catalogue:
                     format('%%I.%%I', schema.nspname, tables.relname),
                     columns.attname,
                     columns.attnum,
-                    types.typname,
-                    format_type(columns.atttypid, columns.atttypmod)
+                    CASE WHEN types.typnamespace = 'pg_catalog'::regnamespace
+                        THEN types.typname END,
+                    format_type(columns.atttypid, columns.atttypmod),
+                    columns.attgenerated = 'v'
                 FROM unnest(%s::text[], %s::text[]) AS wanted (name, quoted)
                 JOIN pg_catalog.pg_class AS tables ON tables.oid = to_regclass(wanted.quoted)
                 JOIN pg_catalog.pg_namespace AS schema ON schema.oid = tables.relnamespace
@@ -195,10 +201,12 @@ class Catalogue:
                 """,
                 [list(names), [self._quote(name) for name in names]],
             )
-            for name, table, attribute, number, kind, declared in cursor.fetchall():
+            for name, table, attribute, number, kind, declared, virtual in cursor.fetchall():
                 self.tables[name] = table
                 self.columns[name, attribute] = f"{number} {declared}"
                 self._types[name, attribute] = kind
+                if virtual:
+                    self.virtual.add((name, attribute))
 
     def table(self, name: str) -> str:
         """Return a table's qualified name; of one that is not there, the name alone."""
@@ -210,8 +218,13 @@ class Catalogue:
         return self.table(Change._meta.db_table).rpartition(".")[0]
 
     def are_alike(self, one: Column, other: Column) -> bool:
-        """Tell whether two columns can be compared as they are."""
+        """Tell whether two columns can be compared as they are.
+
+        An extension's operators are not on the search path of the functions.
+        """
         kinds = {self._types.get(one), self._types.get(other)}
+        if None in kinds:
+            return False
         return len(kinds) == 1 or any(kinds <= family for family in _FAMILIES)
 
 
@@ -436,8 +449,7 @@ class _Writer:
 
     # -- parts -----------------------------------------------------------
 
-    @staticmethod
-    def _changed_rows(watch: Watch) -> str:
+    def _changed_rows(self, watch: Watch) -> str:
         """Join the rows before and after an update, and leave those that are the same.
 
         A full join cannot be a nested loop, which a plan made for one row would be
@@ -445,13 +457,21 @@ class _Writer:
         equality, and a collation may call texts equal that are not.
         """
         key = [_quoted(_plain(name)) for name in watch.key]
-        same = " AND ".join(f"o.{name} = n.{name}" for name in key)
+        parts = ((watch.table, _plain(name)) for name in watch.key)
+        casts = ["" if self.catalogue.are_alike(part, part) else "::text" for part in parts]
+        same = " AND ".join(
+            f"o.{name}{cast} = n.{name}{cast}" for name, cast in zip(key, casts, strict=True)
+        )
         differs = f"o.{key[0]} IS NULL OR n.{key[0]} IS NULL"
-        # A virtual column is computed for no transition table: all others tell.
-        names = ["*"] if watch.is_computed else [_quoted(_plain(name)) for name in watch.columns]
-        if names:
-            old, new = (", ".join(f"{rows}.{name}" for name in names) for rows in ("o", "n"))
+        columns = [(watch.table, _plain(name)) for name in watch.columns]
+        if not self.catalogue.virtual.isdisjoint(columns):
+            # Of a transition table it cannot be read: all other columns tell.
+            differs += " OR o::record *<> n::record"
+        elif columns:
             # Cast, since two rows as such are compared column by column.
+            old, new = (
+                ", ".join(f"{rows}.{_quoted(name)}" for _, name in columns) for rows in ("o", "n")
+            )
             differs += f" OR ROW({old})::record *<> ROW({new})::record"
         return f"old_rows AS o FULL JOIN new_rows AS n ON {same} WHERE {differs}"
 

@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import OperationalError, connection, models, transaction
+from django.db.models.functions import Lower
 from django.test.utils import isolate_apps
 
 from django_services.embeddings import capture
@@ -163,10 +164,20 @@ def test_many_rows_after_one_are_compared_as_fast(article):
 class _Table:
     """A table ``odd`` with the triggers of a made-up declaration that watches ``name``."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, sql: str, table: str = "odd") -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        sql: str,
+        table: str = "odd",
+        field: Any = None,
+    ) -> None:
         with isolate_apps("tests.testapp"):
             meta = type("Meta", (), {"app_label": "testapp", "db_table": table})
-            fields = {"name": models.CharField(max_length=20), "Meta": meta, "__module__": ""}
+            fields = {
+                "name": field or models.CharField(max_length=20),
+                "Meta": meta,
+                "__module__": "",
+            }
             model = type("Odd", (models.Model,), fields)
         index: Any = SimpleNamespace(
             label="test.Odd'.embeddings",
@@ -213,6 +224,8 @@ def test_columns_of_every_type_are_compared(kind, monkeypatch):
         ("integer", "-7"),
         ("uuid", "6f0c2d2e-0000-4000-8000-000000000001"),
         ("varchar(20)", "it's"),
+        # Of an extension, whose operators are not PostgreSQL's own.
+        ("vector", "[1,2]"),
     ],
 )
 def test_keys_of_every_type_are_noted(sql_type, key, monkeypatch):
@@ -269,6 +282,21 @@ def test_what_cannot_be_captured_stays_missing(sql, monkeypatch):
 
     assert odd.installed == []
     assert capture.missing("default") == [odd.index.label]
+
+
+@pytest.mark.parametrize("kind", ["STORED", "VIRTUAL"])
+def test_generated_column_is_captured(kind, monkeypatch):
+    if kind == "VIRTUAL" and connection.pg_version < 180000:
+        pytest.skip("PostgreSQL 18 brought virtual columns")
+    field = models.GeneratedField(
+        expression=Lower("title"), output_field=models.TextField(), db_persist=kind == "STORED"
+    )
+    sql = f"id bigint PRIMARY KEY, title text, name text GENERATED ALWAYS AS (lower(title)) {kind}"
+    odd = _Table(monkeypatch, f"CREATE TABLE odd ({sql})", field=field)
+    execute("INSERT INTO odd (id, title) VALUES (1, 'one')")
+
+    assert odd.noted_by("UPDATE odd SET title = title") == []
+    assert odd.noted_by("UPDATE odd SET title = 'two'") == ["1"]
 
 
 def test_delete_by_the_databases_own_cascade_is_captured(monkeypatch):
