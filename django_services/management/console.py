@@ -21,7 +21,9 @@ from rich.progress import (  # noqa: TID253
     Progress,
     ProgressColumn,
     Task,
+    TaskProgressColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table  # noqa: TID253
@@ -123,6 +125,37 @@ class Work:
             MofNCompleteColumn(),
             _RateColumn(self),
             TimeRemainingColumn(),
+            console=_Console(file=self._stream),
+        )
+
+
+class Building(Work):
+    """Shows work that is measured in parts of a whole, of phases that differ in speed."""
+
+    def __init__(self, stream: TextIO, title: str, *, silent: bool = False) -> None:
+        self._phase = ""
+        super().__init__(stream, title, "%", silent=silent)
+
+    def show_phase(self, share: float, phase: str) -> None:
+        """Show that a share, 0 to 1, of the work is done, and what is being done now."""
+        self._phase = phase
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"{self.title}: {phase}")
+        self.show(round(100 * share), 100)
+
+    def _print(self, count: str) -> None:
+        del count  # of hundredths
+        self._shown = time.monotonic()
+        if not self._silent:
+            self._stream.write(f"{self.title}: {self.done}%, {self._phase}\n")
+            self._stream.flush()
+
+    def _new_bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
             console=_Console(file=self._stream),
         )
 

@@ -528,17 +528,15 @@ class _SyncProgress:
         self._ended = time.monotonic()
 
     def show_building(self, index: Embeddings, share: float, phase: str) -> None:
-        """Show the building of the index that searches need: in hundredths, since its
-        phases count different things.
-        """
-        from ..console import Work
+        """Show how far the index is that searches need."""
+        from ..console import Building
 
-        title = f"{index.label}: index, {phase}"
-        if self._work is None or self._work.title != title:
+        if not isinstance(self._work, Building):
             self.close()
-            self._work = Work(self._stream, title, "%", silent=self._silent)
+            title = f"{index.label}: index for searches"
+            self._work = Building(self._stream, title, silent=self._silent)
             self._index = None
-        self._work.show(int(share * 100), 100)
+        self._work.show_phase(share, phase)
 
     def close(self) -> None:
         if self._work is not None:
