@@ -184,6 +184,23 @@ def embedding_space(
     return name, dimensions
 
 
+def calls_in_flight(alias: str = "default", model: str | None = None, *, most: int) -> int:
+    """Return how many calls to the model are worth having in flight at once; no I/O.
+
+    Args:
+        alias: The service's name in ``DJANGO_SERVICES["OPENAI"]``.
+        model: The alias's ``embedding_model`` if None.
+        most: The most; that, until an answer tells a lower rate limit. The embedded
+            model works in this process, one call at a time.
+    """
+    name, _dimensions = embedding_space(alias, model)
+    if name == embedded.MODEL:
+        return 1
+    from .openai_transport import pace
+
+    return pace.in_flight(alias, name, most)
+
+
 def ping(alias: str = "default") -> None:
     """Make the cheapest call there is; return if the service answers and takes the key.
 

@@ -58,6 +58,7 @@ class FakeOpenAI:
 
     calls: list[Call] = field(default_factory=list)
     dimensions: int = DIMENSIONS
+    headers: dict[str, str] = field(default_factory=dict)  # of every answer
     _answers: deque[Answer] = field(default_factory=deque)
     _hooks: deque[Callable[[], object]] = field(default_factory=deque)
     _changes: deque[Change] = field(default_factory=deque)
@@ -213,7 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        given = {"content-type": "application/json", "x-request-id": "req-1"} | (headers or {})
+        given = {"content-type": "application/json", "x-request-id": "req-1"}
+        given |= self.fake.headers | (headers or {})
         for name, value in (given | {"content-length": str(len(content))}).items():
             self.send_header(name, value)
         self.end_headers()

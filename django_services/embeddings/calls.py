@@ -52,10 +52,17 @@ class Calls:
     """Runs calls in up to ``most`` threads; with one, in the caller's own.
 
     The threads are daemons: a call that hangs keeps no process from ending.
+
+    Args:
+        most: The most that are in flight at once.
+        allowed: How many of them may be now; asked before each call.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, allowed: Callable[[], int] | None = None) -> None:
         self.most = most
+        self._allowed = allowed or (lambda: most)
+        self._running = 0
+        self._changed = threading.Condition()
         self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
@@ -83,8 +90,21 @@ class Calls:
 
     def _work(self) -> None:
         while (entry := self._queue.get()) is not None:
-            _run(*entry)
+            with self._turn():
+                _run(*entry)
             del entry  # texts and vectors are not kept until the next call comes
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._running < self._allowed())
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
 
 
 def _run(future: Future[R], call: Callable[[], R]) -> None:
@@ -105,9 +125,9 @@ def wait_for(futures: Collection[Future[Any]], stop: Stop) -> bool:
 
 
 @contextlib.contextmanager
-def calling(most: int) -> Iterator[Calls]:
-    """Give threads for calls, which end with the block."""
-    calls = Calls(most)
+def calling(most: int, allowed: Callable[[], int] | None = None) -> Iterator[Calls]:
+    """Give threads for calls, as of `Calls`; they end with the block."""
+    calls = Calls(most, allowed)
     try:
         yield calls
     finally:

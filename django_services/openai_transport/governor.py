@@ -23,6 +23,7 @@ import httpx2
 from ..exceptions import ServiceUnavailable
 from ..resilience import Backoff, Deadline
 from ..signals import openai_call_finished
+from . import pace
 from .faults import MESSAGE, REDIRECTED, UNUSABLE, error_class, fault_in, retry_after
 from .network import until
 from .reading import Reading, Unusable, count_inputs, decode_json, read_embeddings
@@ -192,7 +193,15 @@ class _Call:
         body = self._body_of(response)
         if response.status_code < 300:
             usage = body.get("usage") if isinstance(body, dict) else None
-            return self._payload("ok", response, usage if isinstance(usage, dict) else {})
+            payload = self._payload("ok", response, usage if isinstance(usage, dict) else {})
+            pace.learn(
+                payload["alias"],
+                payload["model"],
+                response.headers,
+                seconds=response.elapsed.total_seconds(),
+                tokens=payload["input_tokens"],
+            )
+            return payload
         error = error_class(response.status_code, fault_in(body).code)
         return self._payload(error.__name__, response)
 
