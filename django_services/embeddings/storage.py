@@ -35,6 +35,13 @@ def remove(index: Embeddings, alias: str, ids: Sequence[int]) -> int:
     return len(ids)
 
 
+def remove_all(index: Embeddings, alias: str, keys: Sequence[str]) -> None:
+    """Delete all that is stored of these sources, in retired spaces too."""
+    Statements(alias, index).run_in(
+        "DELETE FROM {chunk} WHERE source_id {among}", Keys(index, alias).to_stored(keys)
+    )
+
+
 def insert(index: Embeddings, alias: str, chunks: Sequence[NewChunk]) -> int:
     """Write the chunks whose source is still there; return how many.
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from django.db import connections, router, transaction
+from django.db import connections, router
 
-from .. import conf
+from .. import conf, openai_service
 from ..exceptions import ServiceError
 from ..signals import embeddings_synced
 from . import capture, claims, spaces, storage
@@ -64,12 +64,12 @@ def sync(
     progress: Callable[[Embeddings, Report], object] | None = None,
     building: Callable[[Embeddings, float, str], object] | None = None,
     stop: Stop | None = None,
+    mend: bool = True,
 ) -> Report:
     """Bring every pending source of a database in step.
 
-    Also mends what a failed migration left: triggers that are missing, and the
-    space of a declaration that changed. On PostgreSQL it builds the index that
-    searches need.
+    It begins the space of a declaration that changed, and on PostgreSQL builds the
+    index that searches need.
 
     Args:
         indexes: The declarations; all of the database if None.
@@ -80,6 +80,9 @@ def sync(
             share that is done, 0 to 1, and what is being done.
         stop: Once set, nothing new is begun; what is in flight has `calls.GRACE`
             seconds to be stored, and is given back after that.
+        mend: Whether to install what triggers a failed migration left missing. Who
+            syncs again and again does it once: while a new version is rolled out,
+            processes of both would undo each other's.
 
     Raises:
         ServiceError: The OpenAI service as a whole cannot be used; the sources
@@ -88,7 +91,8 @@ def sync(
     total = Report()
     stop = stop or Stop()
     size = batch_size or conf.embeddings().batch_size
-    _mend_capture(alias)
+    if mend:
+        _mend_capture(alias)
     for index in indexes_on(alias) if indexes is None else indexes:
         spaces.ensure(index, alias)
         for batch in _Batches(index, alias, size, stop):
@@ -147,6 +151,9 @@ def store(work: Work) -> Report:
         left = done | set_aside
         stale = [id_ for diff in work.diffs for key, id_ in diff.stale if key in left]
         report.removed = storage.remove(claim.index, claim.alias, stale)
+        storage.remove_all(
+            claim.index, claim.alias, [key for key in work.without_text if key in mine]
+        )
         report.stored = storage.insert(claim.index, claim.alias, _new_chunks(work, done))
         report.embedded = sum(diff.embedded for diff in work.diffs)
         report.failed = len(failed)
@@ -167,7 +174,7 @@ def databases() -> list[str]:
 
 def _mend_capture(alias: str) -> None:
     """Install missing triggers, and note what may have changed without them."""
-    with transaction.atomic(using=alias):
+    with own_transaction(alias):
         for label in capture.install(alias):
             enqueue_all(get_index(label), alias)
 
@@ -266,7 +273,7 @@ class _Batches:
     def __iter__(self) -> Iterator[Report]:
         """Yield what each batch came to."""
         error: ServiceError | None = None
-        with calling(_calls_in_flight(self._index)) as calls, self._given_back():
+        with calling(self._allowed(), self._allowed) as calls, self._given_back():
             while True:
                 if error is None:
                     self._fill(calls)
@@ -277,6 +284,10 @@ class _Batches:
                 self._under_way.popleft()
         if error is not None:
             raise error
+
+    def _allowed(self) -> int:
+        index, most = self._index, conf.embeddings().concurrency
+        return openai_service.calls_in_flight(index.alias, index.embedding_model, most=most)
 
     @contextlib.contextmanager
     def _given_back(self) -> Iterator[None]:
@@ -307,11 +318,6 @@ class _Batches:
         if found is not None:
             self._position = found.last
         return found
-
-
-def _calls_in_flight(index: Embeddings) -> int:
-    """Return how many calls may be in flight; the embedded model has no use for several."""
-    return 1 if conf.openai(index.alias).is_embedded else conf.embeddings().concurrency
 
 
 def _begun(claim: Claim, calls: Calls) -> _Batch:

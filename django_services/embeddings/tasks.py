@@ -26,5 +26,5 @@ def embed_changes(alias: str) -> dict[str, int]:
     """Bring a database's pending sources in step; returns what was done, in numbers."""
     # First, so that a commit during the work adds a task for what this one may miss.
     caches[conf.embeddings().query_cache].delete(after_commit.debounce_key(alias))
-    report = sync(alias=alias)
+    report = sync(alias=alias, mend=False)
     return {"sources": report.sources, "embedded": report.embedded, "failed": report.failed}

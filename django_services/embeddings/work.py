@@ -86,6 +86,7 @@ class Work:
     claim: Claim
     diffs: list[Diff]
     unusable: dict[str, ServiceError]  # texts that cannot be made
+    without_text: list[str]  # keys of rows that are gone, or that the condition keeps back
     #: Keys of sources of which a call failed for no fault of theirs: they stay pending.
     withheld: set[str] = field(default_factory=set)
 
@@ -115,8 +116,10 @@ def plan(claim: Claim) -> Work:
     # In no transaction, which a user's callable that fails in the database would break.
     texts = read_texts(claim.index, claim.alias, claim.keys)
     wanted, unusable = _cut(claim.index, claim.keys, texts)
+    without_text = [key for key in claim.keys if key not in texts]
     with own_transaction(claim.alias):
-        return Work(claim, _differences(claim.index, claim.alias, wanted), unusable)
+        diffs = _differences(claim.index, claim.alias, wanted)
+    return Work(claim, diffs, unusable, without_text)
 
 
 def calls_for(work: Work, *, texts: int | None = None) -> Iterator[Call]:

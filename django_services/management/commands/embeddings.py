@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -160,6 +161,7 @@ class Command(BaseCommand):
         batch_size: int | None = None,
         silent: bool,
         stop: Stop | None = None,
+        mend: bool = True,
     ) -> Report:
         from ...embeddings.sync import Report, sync
         from ..console import plain
@@ -167,7 +169,7 @@ class Command(BaseCommand):
         total = Report()
         # With --json the output is the script's, and progress goes where a person looks.
         progress = _SyncProgress(plain(self.stderr if silent else self.stdout), silent=silent)
-        options: dict[str, Any] = {"batch_size": batch_size, "stop": stop}
+        options: dict[str, Any] = {"batch_size": batch_size, "stop": stop, "mend": mend}
         with contextlib.closing(progress):
             for alias, chosen in _by_database(indexes, database):
                 progress.alias = alias
@@ -183,7 +185,7 @@ class Command(BaseCommand):
         return total
 
     def _watch(
-        self, sync: Callable[[], Report], database: str | None, json: bool, stop: Stop
+        self, sync: Callable[..., Report], database: str | None, json: bool, stop: Stop
     ) -> None:
         from ...embeddings.notifications import Notifications
         from ...embeddings.sync import Report, databases
@@ -194,8 +196,11 @@ class Command(BaseCommand):
             self.stdout.flush()
         notifications = Notifications([database] if database else databases())
         wait = partial(notifications.wait, stop=stop)
+        mends = chain([True], repeat(False))
         with contextlib.closing(notifications):
-            for done in watch(sync, wait=wait, sleep=stop.sleep, stop=stop):
+            for done in watch(
+                lambda: sync(mend=next(mends)), wait=wait, sleep=stop.sleep, stop=stop
+            ):
                 if not isinstance(done, Report):
                     self.stderr.write(self.style.WARNING(f"{done} Trying again."))
                 elif done.sources:
