@@ -17,7 +17,6 @@ from typing import Any, TypeAlias, cast
 
 from django.core.exceptions import EmptyResultSet
 from django.db import DatabaseError, connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.constants import GET_ITERATOR_CHUNK_SIZE, MULTI
 from django.db.models.sql.where import AND
@@ -39,7 +38,7 @@ MOST_STATEMENTS = 256
 def compiler_of(query: SearchQuery, using: str, elide_empty: bool) -> SQLCompiler:
     """Return the compiler of a search that stands for itself."""
     connection = connections[using]
-    kind = _compiler_class(connection.ops.compiler(query.compiler))
+    kind = _compiler_class(cast("Any", connection.ops.compiler(query.compiler)))
     return kind(query, connection, using, elide_empty)
 
 
@@ -63,7 +62,7 @@ class _SearchCompiler(SQLCompiler):
 
     def execute_sql(
         self,
-        result_type: str = MULTI,
+        result_type: Any = MULTI,
         chunked_fetch: bool = False,
         chunk_size: int = GET_ITERATOR_CHUNK_SIZE,
     ) -> Any:
@@ -115,7 +114,7 @@ def _read_by_index(compiler: _SearchCompiler, is_as_begun: bool) -> Rows | None:
     target = query.search.presumed(compiler.connection)
     if wanted > MOST_ROWS or target is None:
         return None
-    name = compiler.using, query.search.label
+    name = cast("str", compiler.using), query.search.label
     count = min(MOST_ROWS, round(wanted * _rows_per_hit.get(name, 1.0)))
     if is_as_begun:
         statement = _remembered(compiler, target, (0, count))
@@ -279,7 +278,7 @@ OUTDATED = frozenset({"0A000", "26000"})
 PREPARE_AFTER = 3
 
 
-def _bound(statement: _Statement, connection: BaseDatabaseWrapper) -> _Statement:
+def _bound(statement: _Statement, connection: Any) -> _Statement:
     """Return a statement whose only parameter is the vector, bound by the server.
 
     All others become literals, so that the server reads what it would read anyway.
@@ -320,6 +319,7 @@ class _Session:
     def __init__(self, raw: Any) -> None:
         self.uses = 0
         self.is_straight: bool | None = None
+        self._cursors: list[Any] = []  # that nobody uses
         raw.adapters.register_dumper(_Halfvec, _binding()[1])
 
     def may_prepare(self, connection: Any) -> bool:
@@ -335,17 +335,19 @@ class _Session:
 
     def fetch(self, connection: Any, sql: str, target: Target, *, is_prepared: bool) -> Rows:
         raw = connection.connection
-        cursor = _binding()[0](raw)
+        cursor = self._cursors.pop() if self._cursors else _binding()[0](raw)
         make = connection.make_debug_cursor if connection.queries_logged else connection.make_cursor
         threshold = raw.prepare_threshold
         if is_prepared:
             raw.prepare_threshold = 0
         try:
-            with make(cursor) as wrapped:
-                wrapped.execute(sql, {"vector": _Halfvec(target.halfvec)})
-                return cast("Rows", wrapped.fetchall())
+            wrapped = make(cursor)
+            wrapped.execute(sql, {"vector": _Halfvec(target.halfvec)})
+            rows = cast("Rows", wrapped.fetchall())
         finally:
             raw.prepare_threshold = threshold
+        self._cursors.append(cursor)
+        return rows
 
 
 _sessions: weakref.WeakKeyDictionary[Any, _Session] = weakref.WeakKeyDictionary()

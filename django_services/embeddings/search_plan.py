@@ -28,7 +28,7 @@ from django.db.models.lookups import (
 from .declaration import Embeddings
 from .models import ChunkChange
 from .search_query import SearchDistance, SearchQuery, SearchScore
-from .search_target import IN_MEMORY, Target
+from .search_target import LOGGED, Target
 
 if TYPE_CHECKING:
     # numpy loads with the first search
@@ -46,11 +46,13 @@ MOST_CANDIDATES = 5_000
 MOST_OF_ALL = 0.1
 
 
+#: Vendors whose vectors this process keeps in memory.
+IN_MEMORY = LOGGED
 #: Vendors with an index of vectors.
 INDEXED = frozenset({"postgresql"})
-#: Sources of which all are compared, where no more meet the filters. Measured at
-#: 100,000 and 1,000,000 chunks: as quick as to walk past those that do not.
-FEW_SOURCES = 2_000
+#: Sources of which all are compared, where no more meet the filters: about as quick,
+#: measured at 100,000 chunks, as to walk the index past those that do not.
+FEW_SOURCES = 1_000
 #: Hits that the index is asked for; pgvector holds as many candidates at most.
 MOST_BY_INDEX = 1_000
 #: Hits that are named; the statement finds more of them itself.
@@ -219,14 +221,16 @@ def _nearest_by_index(query: SearchQuery, connection: BaseDatabaseWrapper) -> li
     wanted = query.wanted + (SPARE if query.is_cut_by_slice else 0)
     if wanted > MOST_NAMED:
         return None
-    hits = query.nearest_hits(wanted)
     about_source = [node for node in query.conditions() if not query.mentions_chunk(node)]
     matching = query.without_chunks(about_source)
     matching.set_limits(high=FEW_SOURCES + 1)
     keys = _first_column(matching, connection)
+    if not keys:
+        return []
     if len(keys) <= FEW_SOURCES:
-        hits.name_sources(keys)
-    elif wanted <= MOST_BY_INDEX:
+        return _first_column(query.nearest_hits_among(keys, wanted), connection)
+    hits = query.nearest_hits(wanted)
+    if wanted <= MOST_BY_INDEX:
         found = _walked(hits, connection, wanted)
         if len(found) == wanted:
             return found

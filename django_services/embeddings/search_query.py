@@ -14,11 +14,10 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import BigIntegerField, F, FloatField, Func, Model, Q
 from django.db.models.expressions import Col, Expression, OrderBy, RawSQL
-from django.db.models.lookups import Exact, In
+from django.db.models.lookups import In
 from django.db.models.query_utils import FilteredRelation
 from django.db.models.sql import Query
 from django.db.models.sql.compiler import SQLCompiler
@@ -108,8 +107,8 @@ class SearchedSpace(Expression):
 
     output_field = BigIntegerField()
 
-    def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Compiled:
-        target = compiler.query.target
+    def as_sql(self, compiler: SQLCompiler, _connection: BaseDatabaseWrapper) -> Compiled:
+        target = cast("SearchQuery", compiler.query).target
         return ("NULL", ()) if target is None else ("%s", (target.space,))
 
 
@@ -246,7 +245,7 @@ class SearchQuery(Query):
         query = self.clone()
         query.search = search
         for name in (DISTANCE, SCORE):
-            query.annotations[name] = self.annotations[name].of(search)
+            query.annotations[name] = cast("SearchDistance", self.annotations[name]).of(search)
         # What stands in this one never changes.
         own = {"search": search, "annotations": query.annotations.copy()}
         query.beginning = {**self.__dict__, **own}
@@ -272,7 +271,7 @@ class SearchQuery(Query):
 
     def _join_chunks_like(self, other: SearchQuery) -> None:
         """Join as another search of the model does, without finding the way again."""
-        self._filtered_relations = dict(other._filtered_relations)
+        self._filtered_relations: dict[str, Any] = dict(other._filtered_relations)
         self.alias_map = dict(other.alias_map)
         self.alias_refcount = dict(other.alias_refcount)
         self.table_map = {table: list(aliases) for table, aliases in other.table_map.items()}
@@ -395,6 +394,8 @@ class SearchQuery(Query):
         ids = search_plan.nearest_chunks(query, connection)
         if ids is None:
             query._restrict_to_nearest()
+        elif not ids:
+            query.set_empty()
         else:
             query.name_chunks(ids)
         return query
@@ -472,10 +473,27 @@ class SearchQuery(Query):
         query.alias_refcount[query.chunk_alias] = 0
         return query
 
-    def name_sources(self, keys: list[Any]) -> None:
-        """Leave only chunks of the sources of these keys."""
+    def nearest_hits_among(self, keys: list[Any], wanted: int) -> SearchQuery:
+        """Return `nearest_hits` of sources that are known to meet all conditions on them."""
         assert self.search is not None
-        self.where.add(IsAmong(_column(self.search, self.chunk_alias, "source"), keys), AND)
+        hits = self.nearest_hits(wanted)
+        about_chunk = [node for node in self.conditions() if self.mentions_chunk(node)]
+        source = _column(self.search, self.chunk_alias, "source")
+        nearest = IsNearestOfSource(self.chunk_id(), self.search)
+        hits.where = _where([*about_chunk, IsAmong(source, keys), nearest])
+        needed = hits._with_parents({self.chunk_alias, *_aliases(about_chunk)})
+        hits._drop_joins(set(hits.alias_map) - needed)
+        return hits
+
+    def _with_parents(self, aliases: Iterable[str | None]) -> set[str]:
+        """Return aliases and those that their joins lead through."""
+        found: set[str] = set()
+        for alias in aliases:
+            above = alias
+            while above in self.alias_map and above not in found:
+                found.add(above)
+                above = getattr(self.alias_map[above], "parent_alias", None)
+        return found
 
     def name_chunks(self, ids: list[int]) -> None:
         """Leave only chunks of these ids, which are of the space that is searched."""
@@ -566,7 +584,7 @@ def begun(query: Query, search: Search) -> SearchQuery:
 
 @cache
 def _untouched(model: type[Model]) -> dict[str, Any]:
-    return cast("Query", Query(model).chain()).__dict__
+    return Query(model).chain().__dict__
 
 
 def beginning(model: type[Model], index: Embeddings) -> SearchQuery:

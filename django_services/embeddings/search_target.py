@@ -19,8 +19,8 @@ from .query_vectors import Wanted
 logger = logging.getLogger(__name__)
 
 
-#: Vendors whose vectors this process keeps in memory, in step with a log of chunks.
-IN_MEMORY = frozenset({"sqlite"})
+#: Vendors whose changes of chunks are logged, for the matrices in memory.
+LOGGED = frozenset({"sqlite"})
 NOWHERE = (0, b"")
 UNDEFINED_TABLE = "42P01"
 
@@ -175,7 +175,7 @@ def _active_space(
     sql = _ACTIVE_SPACE.format(
         space=Space._meta.db_table,
         active=Space.State.ACTIVE.value,
-        **(_POSITION if connection.vendor in IN_MEMORY else _NO_POSITION),
+        **(_POSITION if connection.vendor in LOGGED else _NO_POSITION),
     )
     try:
         with connection.cursor() as cursor:

@@ -119,7 +119,8 @@ def _row(number: int, chunks: int, space: Space, vector: bytes) -> bytes:
 
 def build_index(space: Space) -> tuple[float, int]:
     """Build the space's index as a worker does; returns seconds and bytes."""
-    table, name = Product.embeddings.index.chunk_model._meta.db_table, f"django_services_ann_{space.pk}"
+    table = Product.embeddings.index.chunk_model._meta.db_table
+    name = f"django_services_ann_{space.pk}"
     start = time.perf_counter()
     with connection.cursor() as cursor:
         cursor.execute("SET maintenance_work_mem = '4GB'")
@@ -168,7 +169,6 @@ def search(query: Any) -> list[Product]:
 
 def search_with_pgvector(space: Space) -> Callable[[Any], list[Any]]:
     """Return the form of pgvector's own expressions in the ORM, over an inner join."""
-    from django.db.models import F
     from django.db.models.expressions import RawSQL
     from pgvector import HalfVector
 

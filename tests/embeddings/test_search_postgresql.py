@@ -57,7 +57,8 @@ def build_index(space: Space) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             f"CREATE INDEX django_services_ann_{space.pk} ON {table} USING hnsw "
-            f"((vector::halfvec({space.dimensions})) halfvec_cosine_ops) WHERE space_id = {space.pk}"
+            f"((vector::halfvec({space.dimensions})) halfvec_cosine_ops) "
+            f"WHERE space_id = {space.pk}"
         )
         # At this size the planner would compare all chunks.
         cursor.execute("SET LOCAL enable_sort = off")
@@ -132,7 +133,7 @@ def test_the_vector_is_bound_once_and_in_binary(shop):
     (sql,) = statements(search()[:10])
 
     assert "[" not in sql
-    assert set(part.split("::")[0] for part in sql.split("<=> ")[1:]) == {"$1"}
+    assert {part.split("::")[0] for part in sql.split("<=> ")[1:]} == {"$1"}
 
 
 def test_a_walk_goes_on_until_enough_rows_meet_the_filter(shop, many_are_few):
@@ -377,9 +378,11 @@ def test_an_error_of_the_statement_reaches_the_caller(committed, monkeypatch):
     search_often()
     statement = next(iter(search_compiler._statements.values()))
     monkeypatch.setattr(
-        search_compiler, "_remembered", lambda *_: search_compiler._Statement(
+        search_compiler,
+        "_remembered",
+        lambda *_: search_compiler._Statement(
             "SELECT 1 / 0 + %(vector)s::int", None, statement.columns, 0
-        )
+        ),
     )
 
     with pytest.raises(DatabaseError):
