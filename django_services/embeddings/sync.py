@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 from django.db import connections, router
 
@@ -28,10 +27,7 @@ from .claims import Claim
 from .declaration import Embeddings, get_index, indexes_on
 from .models import Change, Space
 from .statements import own_transaction
-from .work import TEXTS_IN_CALL, Call, Work, calls_for, plan
-
-if TYPE_CHECKING:
-    from .work import Outcomes
+from .work import TEXTS_IN_CALL, Brought, Call, Work, calls_for, plan
 
 logger = logging.getLogger(__name__)
 
@@ -131,9 +127,8 @@ def sync_batch(index: Embeddings, alias: str, *, limit: int) -> Report | None:
 def work_out(claim: Claim) -> Work:
     """Read, cut and embed what was claimed; holds no transaction during the call."""
     work = plan(claim)
-    vendor = connections[claim.alias].vendor
     for call in calls_for(work):
-        call.take(call(), vendor)
+        call.diff.take(call())
     return work
 
 
@@ -231,7 +226,7 @@ class _Batch:
     """A claim whose calls are in flight."""
 
     work: Work
-    calls: list[tuple[Call, Future[Outcomes]]]
+    calls: list[tuple[Call, Future[Brought]]]
 
     @property
     def size(self) -> int:
@@ -239,16 +234,15 @@ class _Batch:
         return max(1, len(self.calls))
 
     @property
-    def futures(self) -> list[Future[Outcomes]]:
+    def futures(self) -> list[Future[Brought]]:
         return [future for _, future in self.calls]
 
     def collect(self) -> ServiceError | None:
         """Take what the calls brought; return an error that concerns every text."""
         found = None
-        vendor = connections[self.work.claim.alias].vendor
         for call, future in self.calls:
             try:
-                call.take(future.result(), vendor)
+                call.diff.take(future.result())
             except ServiceError as error:
                 found = error
                 self.work.withhold(call)

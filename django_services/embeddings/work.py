@@ -7,9 +7,11 @@ it cuts into calls, which any thread may make: they touch no database.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+
+from django.db import connections
 
 from .. import openai_service
 from ..exceptions import ServiceError
@@ -22,11 +24,6 @@ from .models import Space
 from .sources import Keys, read_texts
 from .statements import Statements, own_transaction
 from .storage import FORMS
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Outcomes = Sequence[np.ndarray[Any, Any] | ServiceError]
 
 #: Texts of one call where several are in flight: the SDK's own cost of a call is a
 #: few percent of theirs, and a batch keeps several threads busy.
@@ -46,6 +43,12 @@ class Diff:
     failures: dict[bytes, ServiceError] = field(default_factory=dict)  # by content hash
     embedded: int = 0  # texts whose vector is new
 
+    def take(self, brought: Brought) -> None:
+        """Take what one of its calls brought."""
+        self.vectors |= brought.vectors
+        self.failures |= brought.failures
+        self.embedded += len(brought.vectors)
+
 
 @dataclass(slots=True)
 class Call:
@@ -55,28 +58,32 @@ class Call:
     diff: Diff
     hashes: list[bytes]
     texts: Texts
+    encode: Callable[[Sequence[Any]], list[bytes]]
 
-    def __call__(self) -> Outcomes:
+    def __call__(self) -> Brought:
         """Ask the model; raises what concerns every text."""
-        return openai_service.embed_outcomes(
+        outcomes = openai_service.embed_outcomes(
             self.texts,
             alias=self.index.alias,
             model=self.diff.space.model,
             dimensions=self.diff.space.dimensions,
         )
+        failures = {
+            content_hash: outcome
+            for content_hash, outcome in zip(self.hashes, outcomes, strict=True)
+            if isinstance(outcome, ServiceError)
+        }
+        # Encoded in the call's own thread, and half as large where it waits to be stored.
+        vectors = self.encode([each for each in outcomes if not isinstance(each, ServiceError)])
+        hashes = (content_hash for content_hash in self.hashes if content_hash not in failures)
+        return Brought(dict(zip(hashes, vectors, strict=True)), failures)
 
-    def take(self, outcomes: Outcomes, vendor: str) -> None:
-        """Give the difference what the call brought."""
-        diff, hashes = self.diff, []
-        vectors = []
-        for content_hash, outcome in zip(self.hashes, outcomes, strict=True):
-            if isinstance(outcome, ServiceError):
-                diff.failures[content_hash] = outcome
-            else:
-                hashes.append(content_hash)
-                vectors.append(outcome)
-        diff.vectors.update(zip(hashes, FORMS[vendor].encode(vectors), strict=True))
-        diff.embedded += len(hashes)
+
+class Brought(NamedTuple):
+    """What a call brought, by content hash."""
+
+    vectors: dict[bytes, bytes]  # as they are written
+    failures: dict[bytes, ServiceError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,7 @@ def calls_for(work: Work, *, texts: int | None = None) -> Iterator[Call]:
         texts: The most of one call; all in one if None.
     """
     claim = work.claim
+    encode = FORMS[connections[claim.alias].vendor].encode
     for diff in work.diffs:
         contents = {piece.content_hash: piece.content for _, piece in diff.missing}
         with own_transaction(claim.alias):
@@ -139,7 +147,7 @@ def calls_for(work: Work, *, texts: int | None = None) -> Iterator[Call]:
         for at in range(0, len(new), size or 1):
             hashes = new[at : at + size]
             part = Texts([contents[content_hash] for content_hash in hashes])
-            yield Call(claim.index, diff, hashes, part)
+            yield Call(claim.index, diff, hashes, part, encode)
 
 
 def stored_chunks(
