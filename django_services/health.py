@@ -118,16 +118,19 @@ def _openai(alias: str) -> _Finding:
 
 def _embeddings(alias: str) -> _Finding:
     """Report whether changes are captured, and how many sources wait."""
-    from .embeddings import capture
+    from .embeddings import ann_index, capture
     from .embeddings.declaration import indexes_on
     from .embeddings.status import status
+    from .vectors import extension
 
     if not indexes_on(alias):
         raise ServiceNotConfigured("No model declares embeddings here.")
     db_service.ping(alias)
+    extension.check(connections[alias])
     try:
         missing = capture.missing(alias)
         found = status(alias)
+        unindexed = ann_index.unready(alias)
     except DatabaseError as error:
         return _Finding(
             state="error",
@@ -148,6 +151,12 @@ def _embeddings(alias: str) -> _Finding:
     if failed:
         return _Finding(
             state="warning", detail=f"{detail}.", fix="Run: manage.py embeddings status"
+        )
+    if unindexed:
+        return _Finding(
+            state="warning",
+            detail=f"Searches in {', '.join(unindexed)} have no index; {detail}.",
+            fix="Run: manage.py embeddings sync",
         )
     return _Finding(detail=f"{detail}.")
 

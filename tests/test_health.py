@@ -10,9 +10,11 @@ from django.db import DatabaseError
 
 from django_services import db_service, openai_service, redis_service
 from django_services.embedded import MODEL
-from django_services.embeddings import capture
+from django_services.embeddings import ann_index, capture, spaces
+from django_services.embeddings.declaration import indexes_on
 from django_services.exceptions import AuthenticationFailed, ServiceUnavailable
 from django_services.health import ServiceStatus, check_services
+from django_services.testing import embed_pending
 from tests.testapp.models import Article
 
 pytestmark = pytest.mark.django_db
@@ -99,6 +101,22 @@ def test_changes_that_are_not_captured_are_red():
     assert found.state == "error"
     assert "testapp.Article.embeddings" in found.detail
     assert "manage.py migrate" in found.fix
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_searches_without_an_index_are_told_of(database):
+    Article.objects.create(title="Bread", body="Knead the dough.")
+    embed_pending()
+
+    without = status_of("embeddings")
+    for index in indexes_on("default"):
+        if spaces.active(index, "default"):
+            ann_index.build_index(index, "default", concurrently=False)
+    with_one = status_of("embeddings")
+
+    assert (without.state, with_one.state) == ("warning", "ok")
+    assert "testapp.Article.embeddings" in without.detail
+    assert "manage.py embeddings sync" in without.fix
 
 
 def test_missing_tables_are_red(monkeypatch):

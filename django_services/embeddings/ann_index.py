@@ -20,7 +20,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..exceptions import ConfigurationError, InvalidInput
 from ..vectors.field import MAX_DIMENSIONS
 from . import spaces
-from .declaration import Embeddings
+from .declaration import Embeddings, indexes_on
 from .models import Space
 from .statements import beside
 
@@ -97,6 +97,19 @@ def state(index: Embeddings, space: Space, alias: str) -> State:
     if not _is_supported(connection, space):
         return "unsupported"
     return _state(connection, _Target.of(index, space.pk, space.dimensions))
+
+
+def unready(alias: str) -> list[str]:
+    """Return the labels of declarations whose active space should have its index and has none.
+
+    One that is being built is on its way.
+    """
+    found = []
+    for index in indexes_on(alias):
+        space = spaces.active(index, alias)
+        if space is not None and state(index, space, alias) in {"missing", "invalid"}:
+            found.append(index.label)
+    return found
 
 
 def drop(index: Embeddings, space_id: int, alias: str) -> None:
