@@ -219,11 +219,6 @@ def cache_backend(alias: str = "default") -> str:
     return str(settings.CACHES.get(alias, {}).get("BACKEND", ""))
 
 
-def task_backend(alias: str = "default") -> str:
-    """Return the dotted path of a tasks backend, "" if TASKS does not name one."""
-    return str(getattr(settings, "TASKS", {}).get(alias, {}).get("BACKEND", ""))
-
-
 def secrets() -> list[str]:
     """Return every key and password that is configured, for redaction."""
     found = [str(entry.get("PASSWORD") or "") for entry in databases().values()]

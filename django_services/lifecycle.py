@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from typing import Any, Generic, TypeVar
 
 from django.core.signals import setting_changed
@@ -213,15 +213,6 @@ def close_all() -> None:
     """Close every managed client of this process."""
     for managed in list(_all_managed):
         managed.close()
-
-
-@contextlib.contextmanager
-def closing_all() -> Iterator[None]:
-    """Close every managed client at the end of the block."""
-    try:
-        yield
-    finally:
-        close_all()
 
 
 def _forget_all() -> None:

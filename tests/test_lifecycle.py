@@ -19,7 +19,7 @@ from django.views.debug import ExceptionReporter
 
 from django_services import exceptions
 from django_services.exceptions import ServiceError
-from django_services.lifecycle import Managed, ManagedPerLoop, close_all, closing_all
+from django_services.lifecycle import Managed, ManagedPerLoop, close_all
 from django_services.privacy import Private, Texts
 
 CANARY = "canary-7f3a"
@@ -167,11 +167,12 @@ def test_a_service_may_name_its_settings():
     assert client.closed == 1
 
 
-def test_closing_all_closes_every_service(managed):
+def test_close_all_closes_every_service(managed):
     other = Managed("other", Client, Client.close)
 
-    with closing_all():
-        clients = [managed.get("a"), other.get("a")]
+    clients = [managed.get("a"), other.get("a")]
+
+    close_all()
 
     assert [client.closed for client in clients] == [1, 1]
 
