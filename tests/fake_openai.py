@@ -58,6 +58,7 @@ class FakeOpenAI:
 
     calls: list[Call] = field(default_factory=list)
     dimensions: int = DIMENSIONS
+    latency: float = 0.0  # seconds before every answer
     headers: dict[str, str] = field(default_factory=dict)  # of every answer
     _answers: deque[Answer] = field(default_factory=deque)
     _hooks: deque[Callable[[], object]] = field(default_factory=deque)
@@ -180,6 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.call = Call(self.path, dict(self.headers), json.loads(raw) if raw else {})
         self.fake.calls.append(self.call)
         _run_next(self.fake._hooks)
+        time.sleep(self.fake.latency)
         if self.fake._answers:
             self.fake._answers.popleft()(self)
         elif fixed is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -20,12 +21,14 @@ from tests.fake_openai import FakeOpenAI
 from tests.processes import PythonRunner
 from tests.testapp.models import Product
 
-BATCH = 20  # sources of one call
+INDEX = "testapp.Product"
+BATCH = 10  # sources of one call
 CALLS = 2  # in flight, of one worker
 
 # Forks a worker for every line that it reads: a new Python each would take seconds.
-FORKING = """
+FORKING = f"""
     import os, signal, sys
+    from django_services.embeddings.declaration import get_index
     from django_services.embeddings.sync import sync
     from django_services.openai_service import get_openai_client
     from tests.fault.crashing import crash_at
@@ -38,7 +41,7 @@ FORKING = """
             continue
         if point:
             crash_at(point)
-        sync(alias="default", batch_size=int(os.environ["BATCH"]))
+        sync([get_index("{INDEX}")], alias="default", batch_size={BATCH})
         os._exit(0)
 """
 
@@ -53,7 +56,7 @@ class Workers:
 
     def __init__(self, python: PythonRunner, services: dict[str, Any]) -> None:
         self._python = python
-        self._env = {"DJANGO_SERVICES_TEST_SERVICES": json.dumps(services), "BATCH": str(BATCH)}
+        self._env = {"DJANGO_SERVICES_TEST_SERVICES": json.dumps(services)}
 
     @functools.cached_property
     def _forking(self) -> subprocess.Popen[str]:
@@ -88,6 +91,18 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def frozen(pids: Sequence[int]) -> Iterator[None]:
+    """Stop processes in their tracks for a while."""
+    with contextlib.suppress(ProcessLookupError):
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+    yield
+    with contextlib.suppress(ProcessLookupError):
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
 def wait_until(condition: Callable[[], object], timeout: float = 60.0) -> None:
     """Wait until a condition holds; fail after so many seconds."""
     end = time.monotonic() + timeout
@@ -112,7 +127,7 @@ def index(fake_openai: FakeOpenAI, settings: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(openai_service, "embed", embed)
     embeddings = {"ON_COMMIT": "off", "CONCURRENCY": CALLS}
     settings.DJANGO_SERVICES = fake_openai.settings() | {"EMBEDDINGS": embeddings}
-    return get_index("testapp.Product")
+    return get_index(INDEX)
 
 
 @pytest.fixture

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
 
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
 from django_services import openai_service
-from django_services.embeddings import claims
+from django_services.embeddings import claims, storage
 from django_services.signals import embeddings_synced
 
 EXIT_CODE = 9
@@ -19,8 +23,26 @@ def crash(*_arguments: Any, **_options: Any) -> None:
 
 
 def crash_at(point: str) -> None:
-    """Let this process crash when it first comes to one of `POINTS`."""
-    POINTS[point]()
+    """Let this process crash when it first comes to one of `POINTS`, or after "17" statements."""
+    if point.isdigit():
+        _after_statements(int(point))
+    else:
+        POINTS[point]()
+
+
+def _after_statements(most: int) -> None:
+    executed = itertools.count(1)
+
+    def count(execute: Callable[..., Any], *arguments: Any) -> Any:
+        result = execute(*arguments)
+        if next(executed) >= most:
+            crash()
+        return result
+
+    def connect(connection: BaseDatabaseWrapper, **_: Any) -> None:
+        connection.execute_wrappers.append(count)
+
+    connection_created.connect(connect, weak=False)
 
 
 def _after_claim() -> None:
@@ -48,13 +70,13 @@ def _after_call() -> None:
 
 
 def _before_commit() -> None:
-    finish = claims.finish
+    insert = storage.insert
 
-    def crashing(*arguments: Any) -> None:
-        finish(*arguments)  # the last that is written
-        crash()
+    def inserting(*arguments: Any) -> int:
+        BaseDatabaseWrapper.commit = crash
+        return insert(*arguments)
 
-    claims.finish = crashing
+    storage.insert = inserting
 
 
 def _after_commit() -> None:

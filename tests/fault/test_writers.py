@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from django.db import connection, transaction
 
+from django_services.embeddings import sync
 from django_services.embeddings.models import Change
 from django_services.embeddings.status import status
 from django_services.testing import embed_pending
@@ -30,8 +31,8 @@ def product(index) -> Product:
 
 
 @contextlib.contextmanager
-def open_transaction(write) -> Iterator[None]:
-    """Have a write of another session uncommitted for a while."""
+def open_transaction(write: Callable[[], object]) -> Iterator[Callable[[], None]]:
+    """Have a write of another session uncommitted; gives what commits it, as the end does."""
     written, may_end, errors = threading.Event(), threading.Event(), []
 
     def run() -> None:
@@ -46,15 +47,18 @@ def open_transaction(write) -> Iterator[None]:
             written.set()
             connection.close()
 
+    def commit() -> None:
+        may_end.set()
+        thread.join()
+        assert errors == []
+
     thread = threading.Thread(target=run)
     thread.start()
     written.wait(30)
     try:
-        yield
+        yield commit
     finally:
-        may_end.set()
-        thread.join()
-    assert errors == []
+        commit()
 
 
 def status_of(index):
@@ -136,13 +140,17 @@ def test_a_save_rolled_back_while_the_call_is_in_flight_leaves_no_note(index, pr
 
 
 @ON_POSTGRESQL
-def test_a_note_committed_after_a_later_one_was_worked_off_is_not_lost(index, product):
+def test_a_note_that_is_committed_after_a_later_one_was_taken_is_not_lost(
+    index, product, fake_openai
+):
     other = Product.objects.create(description="other", sku="2")
     embed_pending()
 
-    with open_transaction(lambda: Product.objects.filter(pk=product.pk).update(description="a")):
+    mine = Product.objects.filter(pk=product.pk)
+    with open_transaction(lambda: mine.update(description="a")) as commit:
         Product.objects.filter(pk=other.pk).update(description="b")
-        embed_pending()
+        fake_openai.on_request(commit)
+        sync.sync_pending("default", limit=10)
     between = status_of(index).pending
     embed_pending()
 
