@@ -169,10 +169,9 @@ class IsNearestOfSource(_Condition):
 
     def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Compiled:
         quote = connection.ops.quote_name
-        columns = {field.name: field.column for field in self.search.index.chunk_model._meta.fields}
 
         def name(alias: str, field: str) -> str:
-            return f"{quote(alias)}.{quote(columns[field])}"
+            return compiler.compile(_column(self.search, alias, field))[0]
 
         own, closer = self.chunk_id.alias, "closer"
         space, space_params = compiler.compile(SearchedSpace())
