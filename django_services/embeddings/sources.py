@@ -19,7 +19,7 @@ from django.utils.functional import Promise
 from ..exceptions import InvalidInput, ServiceError
 from .chunking import CONTEXT_LIMIT, SourceText
 from .declaration import Embeddings
-from .statements import LISTS, Statements
+from .statements import LISTS, Statements, array
 
 #: Joins the values of a multi-valued lookup, such as the names of an article's tags.
 VALUES_SEPARATOR = ", "
@@ -57,7 +57,7 @@ class Keys:
         stored = self.to_stored(keys)
         if self._connection.vendor == "postgresql":
             rows = f"SELECT unnest(%s::{self._field.rel_db_type(self._connection)}[])"
-            return RawSQL(rows, [stored])  # noqa: S611 - a type's name
+            return RawSQL(rows, [array(stored)])  # noqa: S611 - a type's name
         return RawSQL(LISTS[self._connection.vendor][1:-1], [json.dumps(stored)])  # noqa: S611 - a constant
 
     def to_stored(self, keys: Iterable[str]) -> list[Any]:
