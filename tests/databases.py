@@ -70,7 +70,7 @@ def empty_by_delete(connection: BaseDatabaseWrapper) -> None:
         last = sorted(tables, key=lambda table: table.startswith("django_services_"))
         return [f"DELETE FROM {connection.ops.quote_name(table)}" for table in last]
 
-    connection.ops.sql_flush = sql_flush  # type: ignore[method-assign, assignment]
+    connection.ops.sql_flush = sql_flush  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from django.db import connections, models, transaction
@@ -76,14 +76,17 @@ def array(values: Sequence[Any]) -> str:
     Its type is that of what it is compared with. The driver's own way asks for the
     type of every value, which costs more than the statement.
     """
-    kind = type(values[0]) if values else int
-    if issubclass(kind, int):
-        items = map(str, values)
-    elif issubclass(kind, bytes):
-        items = (f'"\\\\x{value.hex()}"' for value in values)
-    else:
-        items = ('"{}"'.format(v.replace("\\", r"\\").replace('"', r"\"")) for v in values)
-    return f"{{{','.join(items)}}}"
+    return f"{{{','.join(map(_item(values), values))}}}"
+
+
+def _item(values: Sequence[Any]) -> Callable[[Any], str]:
+    """Return what writes each of these values, which are of one type, into an array's text."""
+    first = values[0] if values else 0
+    if isinstance(first, int):
+        return str
+    if isinstance(first, bytes):
+        return lambda value: f'"\\\\x{value.hex()}"'
+    return lambda value: '"{}"'.format(value.replace("\\", r"\\").replace('"', r"\""))
 
 
 class Statements:
