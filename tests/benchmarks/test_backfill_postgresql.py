@@ -75,7 +75,6 @@ MEASURE = """
 OURS = """
     from django_services.embeddings import ann_index
     from django_services.embeddings.sync import sync
-    from django_services.embeddings.work import plan
     ann_index.ensure = lambda *_, **__: False
     get_openai_client().embeddings.create(model="text-embedding-3-small", input=["warm"])
     connection.ensure_connection()
@@ -86,8 +85,9 @@ PIPELINE = """
     import base64, concurrent.futures, numpy as np
     client = get_openai_client().with_options(max_retries=0)
     client.embeddings.create(model="text-embedding-3-small", input=["warm"])
-    url = connection.get_connection_params()
-    url = {name: url[name] for name in ("dbname", "user", "password", "host", "port") if url.get(name)}
+    names = ("dbname", "user", "password", "host", "port")
+    given = connection.get_connection_params()
+    url = {name: given[name] for name in names if given.get(name)}
     local = threading.local()
     def store(rows):
         if not hasattr(local, "connection"):
@@ -98,7 +98,8 @@ PIPELINE = """
         )
         found = json.loads(response.content)["data"]
         with local.connection.cursor() as cursor:
-            with cursor.copy("COPY raw_chunk (source_id, text, vector) FROM STDIN (FORMAT BINARY)") as copy:
+            statement = "COPY raw_chunk (source_id, text, vector) FROM STDIN (FORMAT BINARY)"
+            with cursor.copy(statement) as copy:
                 copy.set_types(["int8", "text", "bytea"])
                 for (pk, text), row in zip(rows, found):
                     vector = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
