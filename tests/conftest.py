@@ -128,10 +128,12 @@ def database(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "sqlite":
         yield "sqlite"
         return
-    with databases.standing_for(request.getfixturevalue("_postgres_default")):
+    postgres = request.getfixturevalue("_postgres_default")
+    with databases.standing_for(postgres):
         ContentType.objects.clear_cache()
         yield request.param
     ContentType.objects.clear_cache()
+    postgres.close()  # the next test may stop the server
 
 
 @pytest.fixture

@@ -80,11 +80,11 @@ def role(own_database, postgres_server) -> Iterator[str]:
     rules = postgres_server.directory / "data" / "pg_hba.conf"
     before = rules.read_text()
     with psycopg.connect(own_database, autocommit=True) as admin:
-        admin.execute("DROP ROLE IF EXISTS guest")
-        admin.execute("CREATE ROLE guest LOGIN PASSWORD 'right'")
-        rules.write_text(f"local all guest scram-sha-256\n{before}")
+        admin.execute("DROP ROLE IF EXISTS visitor")
+        admin.execute("CREATE ROLE visitor LOGIN PASSWORD 'right'")
+        rules.write_text(f"local all visitor scram-sha-256\n{before}")
         admin.execute("SELECT pg_reload_conf()")
-        yield "guest"
+        yield "visitor"
         rules.write_text(before)
         admin.execute("SELECT pg_reload_conf()")
 
