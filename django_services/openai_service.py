@@ -184,21 +184,27 @@ def embedding_space(
     return name, dimensions
 
 
-def calls_in_flight(alias: str = "default", model: str | None = None, *, most: int) -> int:
-    """Return how many calls to the model are worth having in flight at once; no I/O.
+def is_embedded(alias: str = "default", model: str | None = None) -> bool:
+    """Tell whether the embedded model answers, in this process; no I/O.
 
     Args:
         alias: The service's name in ``DJANGO_SERVICES["OPENAI"]``.
         model: The alias's ``embedding_model`` if None.
-        most: The most; that, until an answer tells a lower rate limit. The embedded
-            model works in this process, one call at a time.
     """
-    name, _dimensions = embedding_space(alias, model)
-    if name == embedded.MODEL:
-        return 1
+    return model == embedded.MODEL or conf.openai(alias).is_embedded
+
+
+def calls_in_flight(alias: str = "default", model: str | None = None, *, most: int) -> int:
+    """Return how many calls to a model are worth having in flight at once; no I/O.
+
+    Args:
+        alias: The service's name in ``DJANGO_SERVICES["OPENAI"]``.
+        model: The alias's ``embedding_model`` if None.
+        most: The most; that, until an answer tells a lower rate limit.
+    """
     from .openai_transport import pace
 
-    return pace.in_flight(alias, name, most)
+    return pace.in_flight(alias, model or conf.openai(alias).embedding_model, most)
 
 
 def ping(alias: str = "default") -> None:
@@ -209,7 +215,7 @@ def ping(alias: str = "default") -> None:
     """
     import openai
 
-    if _is_embedded(alias, None):
+    if is_embedded(alias):
         embed(["ping"], alias=alias)
         return
     try:
@@ -353,10 +359,6 @@ _all_clients = (
 
 
 # Which model, of which length
-
-
-def _is_embedded(alias: str, model: str | None) -> bool:
-    return model == embedded.MODEL or conf.openai(alias).is_embedded
 
 
 def _configured_dimensions(alias: str) -> int | None:

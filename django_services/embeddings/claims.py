@@ -9,25 +9,16 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from django.db import transaction
+from django.db import connections, transaction
 
 from .. import conf
 from ..exceptions import ServiceError
 from .declaration import Embeddings
 from .models import Failure
 from .statements import SKIP_LOCKED, Statements, own_transaction
-
-
-#: vendor -> what lets nobody take a claim's leases over until the transaction ends.
-#: SQLite has one writer at a time, and a write makes it this one: of few rows, since
-#: what it keeps to undo a larger one is a file, which slows all that the transaction writes.
-KEEP = {
-    "sqlite": "DELETE FROM {lease} WHERE owner = %s AND expires_at <= {clock}",
-    "postgresql": "SELECT COUNT(*) FROM (SELECT FROM {lease} WHERE owner = %s FOR UPDATE) held",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +69,14 @@ def hold(claim: Claim) -> set[str]:
     """Return the keys that are still the claim's own.
 
     A key that is missing has passed to another worker: nothing may be written
-    for it. Called in the transaction that writes, it also locks out a takeover.
+    for it. Called first in the transaction that writes, which nobody can take the
+    keys from until it ends; `release` ends their leases in it.
     """
-    statements = Statements(claim.alias)
-    statements.run(KEEP[statements.connection.vendor], [claim.owner])
-    return _held(claim.alias, claim.owner)
+    return _HOLD[connections[claim.alias].vendor](claim)
 
 
 def finish(claim: Claim, keys: Iterable[str]) -> None:
-    """Delete the changes taken for these keys, their leases and their failures."""
+    """Delete the changes taken for these keys, and their failures."""
     keys = list(keys)
     _delete_changes(claim, keys)
     Statements(claim.alias).run_in(
@@ -94,7 +84,6 @@ def finish(claim: Claim, keys: Iterable[str]) -> None:
         [key for key in keys if key in claim.attempts],
         [claim.index.label],
     )
-    _end_leases(claim, keys)
 
 
 def fail(claim: Claim, errors: dict[str, ServiceError]) -> list[str]:
@@ -125,7 +114,6 @@ def fail(claim: Claim, errors: dict[str, ServiceError]) -> list[str]:
         rows,
     )
     _delete_changes(claim, set_aside)
-    _end_leases(claim, list(errors))
     return set_aside
 
 
@@ -195,6 +183,34 @@ def _held(alias: str, owner: str) -> set[str]:
     return {key for (key,) in found}
 
 
+def _keep_writing(claim: Claim) -> set[str]:
+    """Hold the keys as SQLite's only writer, which a first write makes of this connection.
+
+    It is one of few rows: what SQLite keeps to undo a larger one is a file, which slows
+    all that the transaction writes.
+    """
+    Statements(claim.alias).run(
+        "DELETE FROM {lease} WHERE owner = %s AND expires_at <= {clock}", [claim.owner]
+    )
+    return _held(claim.alias, claim.owner)
+
+
+def _delete_leases(claim: Claim) -> set[str]:
+    """Hold the keys by their leases' row locks: who looks sees them until the commit."""
+    found = Statements(claim.alias).run(
+        "DELETE FROM {lease} WHERE owner = %s RETURNING source, expires_at > {clock}",
+        [claim.owner],
+    )
+    return {key for key, is_own in found if is_own}
+
+
+#: vendor -> what lets nobody take a claim's keys until the transaction ends.
+_HOLD: dict[str, Callable[[Claim], set[str]]] = {
+    "sqlite": _keep_writing,
+    "postgresql": _delete_leases,
+}
+
+
 def _attempts(index: Embeddings, alias: str, keys: Sequence[str]) -> dict[str, int]:
     failures = Statements(alias).run_in(
         'SELECT source, attempts, set_aside FROM {failure} WHERE "index" = %s AND source {among}',
@@ -209,13 +225,4 @@ def _delete_changes(claim: Claim, keys: Iterable[str]) -> None:
     Statements(claim.alias).run_in(
         "DELETE FROM {change} WHERE id {among}",
         [change for key in keys for change in claim.changes[key]],
-    )
-
-
-def _end_leases(claim: Claim, keys: Sequence[str]) -> None:
-    if len(keys) == len(claim.changes):
-        release(claim)
-        return
-    Statements(claim.alias).run_in(
-        "DELETE FROM {lease} WHERE owner = %s AND source {among}", keys, [claim.owner]
     )

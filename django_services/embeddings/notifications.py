@@ -16,9 +16,9 @@ from typing import Any
 from django.db import DatabaseError, connections
 
 from .. import conf
-from .calls import Stop
 from .models import CHANNEL
 from .statements import beside
+from .threads import Stop
 
 logger = logging.getLogger(__name__)
 

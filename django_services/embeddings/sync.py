@@ -21,12 +21,12 @@ from .. import conf, openai_service
 from ..exceptions import ServiceError
 from ..signals import embeddings_synced
 from . import capture, claims, spaces, storage
-from .calls import Calls, Stop, calling, wait_for
 from .capture.backlog import enqueue_all
 from .claims import Claim
 from .declaration import Embeddings, get_index, indexes_on
 from .models import Change, Space
 from .statements import own_transaction
+from .threads import Stop, Threads, running, wait_for
 from .work import TEXTS_IN_CALL, Brought, Call, Work, calls_for, plan
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def sync(
         progress: Called after each batch with the declaration and its batch.
         building: Called while an index is built with the declaration and the
             share that is done, 0 to 1, and what is being done.
-        stop: Once set, nothing new is begun; what is in flight has `calls.GRACE`
+        stop: Once set, nothing new is begun; what is in flight has `threads.GRACE`
             seconds to be stored, and is given back after that.
         mend: Whether to install what triggers a failed migration left missing. Who
             syncs again and again does it once: while a new version is rolled out,
@@ -121,7 +121,8 @@ def sync_batch(index: Embeddings, alias: str, *, limit: int) -> Report | None:
     if claim is None:
         return None
     with _given_back_on_error(claim):
-        return _stored(work_out(claim))
+        report = store(work_out(claim))
+    return _tell(claim, report)
 
 
 def work_out(claim: Claim) -> Work:
@@ -153,7 +154,6 @@ def store(work: Work) -> Report:
         report.embedded = sum(diff.embedded for diff in work.diffs)
         report.failed = len(failed)
         claims.finish(claim, done)
-    if work.withheld:
         claims.release(claim)
     return report
 
@@ -195,11 +195,10 @@ def _new_chunks(work: Work, keys: Collection[str]) -> list[storage.NewChunk]:
     ]
 
 
-def _stored(work: Work) -> Report:
-    report = store(work)
+def _tell(claim: Claim, report: Report) -> Report:
     embeddings_synced.send(
         sender=Embeddings,
-        index=work.claim.index.label,
+        index=claim.index.label,
         embedded=report.embedded,
         stored=report.stored,
         removed=report.removed,
@@ -220,13 +219,17 @@ def _given_back_on_error(claim: Claim) -> Iterator[None]:
 
 # Several batches under way -----------------------------------------------------------
 
+#: Batches that may wait to be stored, the one that is being stored included.
+STORES = 2
+
 
 @dataclass(slots=True)
 class _Batch:
-    """A claim whose calls are in flight."""
+    """A claim whose calls are in flight, or that is being stored."""
 
     work: Work
     calls: list[tuple[Call, Future[Brought]]]
+    stored: Future[Report] | None = None
 
     @property
     def size(self) -> int:
@@ -252,8 +255,10 @@ class _Batch:
 class _Batches:
     """The batches of one declaration, in the order in which they are claimed.
 
-    After an error that concerns every text nothing is begun, and what other calls
-    brought is stored before the error is raised: it is paid for.
+    While calls are in flight the next batches are claimed and read, and on
+    PostgreSQL, on a connection of its own, the last ones are stored. After an error
+    that concerns every text nothing is begun, and what other calls brought is stored
+    before the error is raised: it is paid for.
     """
 
     def __init__(self, index: Embeddings, alias: str, size: int, stop: Stop) -> None:
@@ -261,47 +266,66 @@ class _Batches:
         self._alias = alias
         self._size = size
         self._stop = stop
-        self._under_way: deque[_Batch] = deque()
+        self._calling: deque[_Batch] = deque()
+        self._storing: deque[_Batch] = deque()
         self._position = 0
 
     def __iter__(self) -> Iterator[Report]:
         """Yield what each batch came to."""
         error: ServiceError | None = None
-        with calling(self._allowed(), self._allowed) as calls, self._given_back():
+        with (
+            running(self._allowed(), self._allowed) as calls,
+            running(self._stores(), ending=connections.close_all) as stores,
+            self._given_back(),
+        ):
             while True:
                 if error is None:
                     self._fill(calls)
-                if not self._under_way or not wait_for(self._under_way[0].futures, self._stop):
+                if self._calling:
+                    batch = self._calling[0]
+                    if not wait_for(batch.futures, self._stop):
+                        break
+                    error = batch.collect() or error
+                    batch.stored = stores.submit(partial(store, batch.work))
+                    self._storing.append(self._calling.popleft())
+                if not self._storing:
                     break
-                error = self._under_way[0].collect() or error
-                yield _stored(self._under_way[0].work)
-                self._under_way.popleft()
+                yield from self._told()
         if error is not None:
             raise error
 
     def _allowed(self) -> int:
+        """Return how many calls may be in flight; none is, of a model in this process."""
         index, most = self._index, conf.embeddings().concurrency
+        if openai_service.is_embedded(index.alias, index.embedding_model):
+            return 0
         return openai_service.calls_in_flight(index.alias, index.embedding_model, most=most)
+
+    def _stores(self) -> int:
+        """Return how many threads store: a transaction that is open, or SQLite, has no other."""
+        connection = connections[self._alias]
+        return int(connection.vendor == "postgresql" and not connection.in_atomic_block)
 
     @contextlib.contextmanager
     def _given_back(self) -> Iterator[None]:
         try:
             yield
         finally:
-            for batch in self._under_way:
+            # A store that goes on keeps its leases' locks until it is done.
+            for batch in (*self._storing, *self._calling):
                 claims.release(batch.work.claim)
 
-    def _fill(self, calls: Calls) -> None:
+    def _fill(self, calls: Threads) -> None:
         """Begin batches until every thread has a call, and another one waits for it.
 
         What a killed process has paid for in vain is bounded so, and its memory too.
         """
-        most = 1 if calls.most == 1 else 2 * calls.most
-        while not self._stop.is_set and sum(batch.size for batch in self._under_way) < most:
+        most = max(1, 2 * calls.most)
+        while not self._stop.is_set and sum(batch.size for batch in self._calling) < most:
             claim = self._claim()
             if claim is None:
                 break
-            self._under_way.append(_begun(claim, calls))
+            self._calling.append(_begun(claim, calls))
 
     def _claim(self) -> Claim | None:
         """Go on from the last claim; at the end look once more from the beginning."""
@@ -313,9 +337,19 @@ class _Batches:
             self._position = found.last
         return found
 
+    def _told(self) -> Iterator[Report]:
+        """Yield what was stored; wait for it where there is nothing else to do meanwhile."""
+        while self._storing:
+            stored = self._storing[0].stored
+            assert stored is not None
+            if not (stored.done() or len(self._storing) >= STORES or not self._calling):
+                return
+            report = stored.result()
+            yield _tell(self._storing.popleft().work.claim, report)
 
-def _begun(claim: Claim, calls: Calls) -> _Batch:
-    texts = TEXTS_IN_CALL if calls.most > 1 else None
+
+def _begun(claim: Claim, calls: Threads) -> _Batch:
+    texts = TEXTS_IN_CALL if calls.most else None
     with _given_back_on_error(claim):
         work = plan(claim)
         return _Batch(work, [(call, calls.submit(call)) for call in calls_for(work, texts=texts)])

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from django.db import DatabaseError, close_old_connections
 
 from ..exceptions import ServiceError
-from .calls import Stop
 from .sync import Report
+from .threads import Stop
 
 POLL_INTERVAL = 1.0  # seconds between two looks for changes
 ERROR_INTERVAL = 30.0  # seconds to wait for a service that cannot be used

@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from django_services.embeddings import calls, work
-from django_services.embeddings.calls import Stop
+from django_services.embeddings import threads, work
 from django_services.embeddings.declaration import get_index
 from django_services.embeddings.models import Change, Lease, Space
 from django_services.embeddings.status import status
 from django_services.embeddings.sync import sync
+from django_services.embeddings.threads import Stop
 from django_services.exceptions import RateLimited
 from tests.testapp.models import Product
 
@@ -100,7 +100,7 @@ def test_after_a_stop_what_is_in_flight_is_stored_and_no_more_begun(index, fake_
 
 
 def test_what_takes_longer_than_the_grace_is_given_back(index, fake_openai, monkeypatch):
-    monkeypatch.setattr(calls, "GRACE", 0.0)
+    monkeypatch.setattr(threads, "GRACE", 0.0)
     create(BATCH)
     stop, ended = Stop(), threading.Event()
     fake_openai.on_request(lambda: (stop.set(), ended.wait(10)))

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from django.db import connection
 
-from django_services.embeddings.calls import Stop
+from django_services.embeddings.threads import Stop
 from django_services.embeddings.models import CHANNEL
 from django_services.embeddings.notifications import Notifications
 

@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from django_services.embeddings.calls import GRACE
 from django_services.embeddings.models import Lease
 from django_services.embeddings.status import status
+from django_services.embeddings.threads import GRACE
 from tests.embeddings.conftest import assert_invariants
 
 from .conftest import BATCH, create

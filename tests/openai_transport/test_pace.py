@@ -84,7 +84,3 @@ def test_an_answers_headers_are_learned_from(fake_openai):
     openai_service.embed(["one"])
 
     assert openai_service.calls_in_flight(most=MOST) == 1
-
-
-def test_the_embedded_model_works_on_one_call_at_a_time():
-    assert openai_service.calls_in_flight(most=MOST) == 1

@@ -22,12 +22,12 @@ from django.db import DatabaseError, connections
 from ...exceptions import ServiceError
 
 if TYPE_CHECKING:
-    from ...embeddings.calls import Stop
     from ...embeddings.declaration import Embeddings
     from ...embeddings.files import Added
     from ...embeddings.hits import Hit
     from ...embeddings.status import IndexStatus
     from ...embeddings.sync import Report
+    from ...embeddings.threads import Stop
     from ..console import Work
 
 #: Options of every Django command, which may stand behind the verb too.
@@ -215,7 +215,7 @@ class Command(BaseCommand):
 
         What is claimed is stored or given back before the command ends.
         """
-        from ...embeddings.calls import GRACE, Stop
+        from ...embeddings.threads import GRACE, Stop
 
         stop = Stop()
 

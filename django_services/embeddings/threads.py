@@ -1,7 +1,7 @@
-"""Calls to the model, several in flight: threads that the process never waits for.
+"""Threads for a sync: those that call the model, and the one that stores what came.
 
-They only call. All reading and writing of the database stays with the thread
-that began the work, on the one connection that it has.
+A call may hang: the process never waits for its thread. And when to stop: a sync
+looks at its `Stop` wherever it waits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ALL_COMPLETED, Future, wait
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 R = TypeVar("R")
@@ -48,56 +48,69 @@ class Stop:
             time.sleep(min(left, _LOOK))
 
 
-class Calls:
-    """Runs calls in up to ``most`` threads; with one, in the caller's own.
+class Threads:
+    """Runs functions in up to ``most`` threads; with none, in the caller's own.
 
     The threads are daemons: a call that hangs keeps no process from ending.
 
     Args:
-        most: The most that are in flight at once.
-        allowed: How many of them may be now; asked before each call.
+        most: The most that run at once.
+        allowed: How many of them may now; asked before each.
+        ending: What each thread does at its end, which is then waited for.
     """
 
-    def __init__(self, most: int, allowed: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        most: int,
+        allowed: Callable[[], int] | None = None,
+        *,
+        ending: Callable[[], object] | None = None,
+    ) -> None:
         self.most = most
         self._allowed = allowed or (lambda: most)
+        self._ending = ending
         self._running = 0
         self._changed = threading.Condition()
         self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
-    def submit(self, call: Callable[[], R]) -> Future[R]:
-        """Run a call; its future gets the result or the error."""
+    def submit(self, function: Callable[[], R]) -> Future[R]:
+        """Run a function; its future gets the result or the error."""
         future: Future[R] = Future()
-        if self.most == 1:
-            _run(future, call)
+        if not self.most:
+            _run(future, function)
             return future
         if len(self._threads) < self.most:
             self._threads.append(threading.Thread(target=self._work, daemon=True))
             self._threads[-1].start()
-        self._queue.put((future, call))
+        self._queue.put((future, function))
         return future
 
     def close(self) -> None:
-        """Let the threads end, each after the call that it is in."""
-        with contextlib.suppress(Exception):
-            while not self._queue.empty():
-                entry = self._queue.get_nowait()
-                if entry is not None:
-                    entry[0].cancel()
+        """Cancel what has not begun, and let each thread end after what it is in."""
+        with contextlib.suppress(Empty):
+            while entry := self._queue.get_nowait():
+                entry[0].cancel()
         for _thread in self._threads:
             self._queue.put(None)
+        if self._ending is not None:
+            for thread in self._threads:
+                thread.join(GRACE)
 
     def _work(self) -> None:
-        while (entry := self._queue.get()) is not None:
-            with self._turn():
-                _run(*entry)
-            del entry  # texts and vectors are not kept until the next call comes
+        try:
+            while (entry := self._queue.get()) is not None:
+                with self._turn():
+                    _run(*entry)
+                del entry  # texts and vectors are not kept until the next one comes
+        finally:
+            if self._ending is not None:
+                self._ending()
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         with self._changed:
-            self._changed.wait_for(lambda: self._running < self._allowed())
+            self._changed.wait_for(lambda: self._running < max(1, self._allowed()))
             self._running += 1
         try:
             yield
@@ -107,11 +120,11 @@ class Calls:
                 self._changed.notify_all()
 
 
-def _run(future: Future[R], call: Callable[[], R]) -> None:
+def _run(future: Future[R], function: Callable[[], R]) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:
-        future.set_result(call())
+        future.set_result(function())
     except BaseException as error:  # noqa: BLE001 - it belongs to whoever asks for the result
         future.set_exception(error)
 
@@ -125,10 +138,15 @@ def wait_for(futures: Collection[Future[Any]], stop: Stop) -> bool:
 
 
 @contextlib.contextmanager
-def calling(most: int, allowed: Callable[[], int] | None = None) -> Iterator[Calls]:
-    """Give threads for calls, as of `Calls`; they end with the block."""
-    calls = Calls(most, allowed)
+def running(
+    most: int,
+    allowed: Callable[[], int] | None = None,
+    *,
+    ending: Callable[[], object] | None = None,
+) -> Iterator[Threads]:
+    """Give `Threads`, which end with the block."""
+    threads = Threads(most, allowed, ending=ending)
     try:
-        yield calls
+        yield threads
     finally:
-        calls.close()
+        threads.close()
