@@ -316,11 +316,11 @@ class _Batches:
                 claims.release(batch.work.claim)
 
     def _fill(self, calls: Threads) -> None:
-        """Begin batches until every thread has a call, and another one waits for it.
+        """Begin batches until every thread has a call.
 
         What a killed process has paid for in vain is bounded so, and its memory too.
         """
-        most = max(1, 2 * calls.most)
+        most = max(1, calls.most)
         while not self._stop.is_set and sum(batch.size for batch in self._calling) < most:
             claim = self._claim()
             if claim is None:
