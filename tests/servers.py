@@ -180,6 +180,9 @@ class PostgresServer(Server):
                 *("-c", "listen_addresses="),
                 # Data of tests need not outlive the machine.
                 *("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"),
+                # Else what the planner knows of a table is what another test left in it,
+                # at whatever moment the minute was over: now and then, plans without end.
+                *("-c", "autovacuum=off"),
             ],
             stdin=subprocess.DEVNULL,
             stdout=output,
