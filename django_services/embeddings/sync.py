@@ -97,7 +97,7 @@ def sync(
                 progress(index, batch)
         if stop.is_set:
             break
-        if _complete(index, alias, building):
+        if _complete(index, alias, building, stop):
             total.activated.append(index.label)
     spaces.trim_log(alias)
     return total
@@ -174,15 +174,30 @@ def _mend_capture(alias: str) -> None:
             enqueue_all(get_index(label), alias)
 
 
+class _Stopped(Exception):
+    """The building of an index was broken off by a stop."""
+
+
 def _complete(
-    index: Embeddings, alias: str, building: Callable[[Embeddings, float, str], object] | None
+    index: Embeddings,
+    alias: str,
+    building: Callable[[Embeddings, float, str], object] | None,
+    stop: Stop,
 ) -> bool:
     """Build the search index of each space that is complete; tell whether one took over."""
     from . import ann_index  # not loaded where nothing is completed
 
-    report = None if building is None else partial(building, index)
-    for space in spaces.built(index, alias):
-        ann_index.ensure(index, space, alias, progress=report)
+    def report(share: float, phase: str) -> None:
+        if stop.is_set:
+            raise _Stopped
+        if building is not None:
+            building(index, share, phase)
+
+    try:
+        for space in spaces.built(index, alias):
+            ann_index.ensure(index, space, alias, progress=report)
+    except _Stopped:
+        return False  # the next sync begins it anew
     return spaces.activate_if_built(index, alias) is not None
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from django_services.embeddings import threads, work
+from django_services.embeddings import ann_index, threads, work
 from django_services.embeddings.declaration import get_index
 from django_services.embeddings.models import Change, Lease, Space
 from django_services.embeddings.status import status
@@ -150,3 +150,19 @@ def test_nothing_is_left_of_a_row_that_is_gone_in_retired_spaces_either(index):
     left = index.chunk_model.objects.values_list("source_id", "space__state")
     assert gone_key not in {key for key, _ in left}
     assert {state for _, state in left} == {"active", "retired"}
+
+
+def test_a_stop_breaks_the_building_of_an_index_off(index, monkeypatch):
+    shares = [0.1, 0.2, 0.3]
+    monkeypatch.setattr(
+        ann_index, "ensure", lambda *_, progress: [progress(share, "loading") for share in shares]
+    )
+    stop, seen = Stop(), []
+
+    def building(_index: object, share: float, _phase: str) -> None:
+        seen.append(share)
+        stop.set()
+
+    sync([index], alias="default", building=building, stop=stop)
+
+    assert seen == [0.1]
