@@ -50,8 +50,8 @@ MOST_OF_ALL = 0.1
 IN_MEMORY = LOGGED
 #: Vendors with an index of vectors.
 INDEXED = frozenset({"postgresql"})
-#: Sources of which all are compared, where no more meet the filters: about as quick,
-#: measured at 100,000 chunks, as to walk the index past those that do not.
+#: Sources of which all are compared, where no more meet the filters. At 100,000 chunks
+#: that took about as long as to walk the index past those that do not.
 FEW_SOURCES = 1_000
 #: Hits that the index is asked for; pgvector holds as many candidates at most.
 MOST_BY_INDEX = 1_000
