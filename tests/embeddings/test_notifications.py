@@ -8,9 +8,9 @@ import psycopg
 import pytest
 from django.db import connection
 
-from django_services.embeddings.threads import Stop
 from django_services.embeddings.models import CHANNEL
 from django_services.embeddings.notifications import Notifications
+from django_services.embeddings.threads import Stop
 
 from .. import databases
 from ..testapp.models import Article
