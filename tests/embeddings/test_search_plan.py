@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -175,15 +176,39 @@ def tenants() -> Tenants:
     return Tenants()
 
 
+def drawn(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Draw so many filters, each in front of the search or behind it, and slices."""
+    options = settings(
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    draw = given(condition=CONDITIONS, is_first=st.booleans(), size=st.integers(1, 30))
+    return lambda test: options(draw(test))
+
+
 @pytest.mark.usefixtures("database")
 @pytest.mark.parametrize("tenant", ["north", "south"])
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(condition=CONDITIONS, is_first=st.booleans(), size=st.integers(1, 30))
+@drawn(60)
 def test_hits_are_a_subset_of_the_callers_rows_and_all_the_nearest(
     tenants, tenant, condition, is_first, size
 ):
+    assert_hits_are_the_nearest_of_the_tenant(tenants, tenant, condition, is_first, size)
+
+
+@pytest.mark.fault
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize("tenant", ["north", "south"])
+@drawn(500)
+def test_hits_are_a_subset_of_the_callers_rows_with_a_thousand_filters(
+    tenants, tenant, condition, is_first, size
+):
+    assert_hits_are_the_nearest_of_the_tenant(tenants, tenant, condition, is_first, size)
+
+
+def assert_hits_are_the_nearest_of_the_tenant(
+    tenants: Tenants, tenant: str, condition: Q, is_first: bool, size: int
+) -> None:
     own = Article.objects.filter(category__name=tenant)
     hits = own.nearest(QUERY) if is_first else Article.objects.nearest(QUERY)
     hits = hits.filter(condition) if is_first else hits.filter(condition, category__name=tenant)
