@@ -10,7 +10,7 @@ time that the statement takes and never its rows.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -28,6 +28,7 @@ from .declaration import Embeddings
 from .models import Space
 from .query_vectors import WantedNothing
 from .search_target import Search, Target
+from .statements import AMONG
 
 Compiled: TypeAlias = tuple[str, tuple[Any, ...]]
 
@@ -38,11 +39,8 @@ PASSAGE = "search_passage"
 
 #: vendor -> a distance by which no index puts rows in order: the index's is approximate.
 EXACT = {"postgresql": "({} + 0)"}
-#: vendor -> a column's value is one of a list, which is one parameter; and its kind.
-AMONG = {
-    "sqlite": ("{} IN (SELECT value FROM json_each(%s))", str),
-    "postgresql": ("{} = ANY(%s)", list),
-}
+#: vendor -> what makes a parameter of a list of values as the database returned them.
+_LIST: dict[str, Callable[[list[Any]], Any]] = {"sqlite": str, "postgresql": list}
 
 # Expressions
 
@@ -137,8 +135,8 @@ class IsAmong(_Condition):
 
     def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> Compiled:
         column, _none = compiler.compile(self.chunk_id)
-        template, kind = AMONG[connection.vendor]
-        return template.format(column), (kind(self.values),)
+        write = _LIST[connection.vendor]
+        return f"{column} {AMONG[connection.vendor]}", (write(self.values),)
 
 
 class IsActive(Expression):

@@ -30,9 +30,11 @@ SKIP_LOCKED = {"sqlite": "", "postgresql": "FOR UPDATE OF {} SKIP LOCKED"}
 #: limit, and nothing is prepared value by value.
 LISTS = {"sqlite": "(SELECT value FROM json_each(%s))"}
 
+#: vendor -> what stands behind a value to tell whether it is one of such a list.
+AMONG = {"sqlite": f"IN {LISTS['sqlite']}", "postgresql": "= ANY(%s)"}
+
 #: Values in any other list; SQLite's oldest limit is 999 parameters.
 IN_LIST = 900
-
 
 #: vendor -> what begins a worker's own transaction. A project may have chosen another
 #: isolation, in which it would fail for others' writes; and the planner, which knows
@@ -157,9 +159,9 @@ class Statements:
             return
         vendor = self.connection.vendor
         if vendor == "postgresql":
-            yield "= ANY(%s)", [array(values)]
-        elif vendor in LISTS and not isinstance(values[0], bytes):
-            yield f"IN {LISTS[vendor]}", [json.dumps(values)]
+            yield AMONG[vendor], [array(values)]
+        elif vendor in AMONG and not isinstance(values[0], bytes):
+            yield AMONG[vendor], [json.dumps(values)]
         else:
             for at in range(0, len(values), IN_LIST):
                 part = values[at : at + IN_LIST]
