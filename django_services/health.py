@@ -121,16 +121,14 @@ def _embeddings(alias: str) -> _Finding:
     from .embeddings import ann_index, capture
     from .embeddings.declaration import indexes_on
     from .embeddings.status import status
-    from .vectors import extension
 
     if not indexes_on(alias):
         raise ServiceNotConfigured("No model declares embeddings here.")
     db_service.ping(alias)
-    extension.check(connections[alias])
     try:
+        unindexed = ann_index.unready(alias)
         missing = capture.missing(alias)
         found = status(alias)
-        unindexed = ann_index.unready(alias)
     except DatabaseError as error:
         return _Finding(
             state="error",

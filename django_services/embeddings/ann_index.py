@@ -103,7 +103,14 @@ def unready(alias: str) -> list[str]:
     """Return the labels of declarations whose active space should have its index and has none.
 
     One that is being built is on its way.
+
+    Raises:
+        ConfigurationError: pgvector is missing or too old; says what to ask for.
     """
+    connection = connections[alias]
+    if connection.vendor not in VENDORS:
+        return []
+    _check_extension(connection)
     found = []
     for index in indexes_on(alias):
         space = spaces.active(index, alias)
