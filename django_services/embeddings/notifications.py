@@ -11,7 +11,7 @@ import logging
 import select
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import DatabaseError, connections
 
@@ -27,6 +27,11 @@ DEBOUNCE = 0.05
 _LOOK = 0.2  # seconds between two looks whether to stop
 
 
+class _Listener(NamedTuple):
+    session: Any  # psycopg.Connection, for which `select` waits as for its socket
+    opened: contextlib.ExitStack  # closes it
+
+
 class Notifications:
     """Listens to some databases; what cannot be listened to is left to the clock."""
 
@@ -36,13 +41,12 @@ class Notifications:
             for alias in aliases
             if connections[alias].vendor == "postgresql" and conf.embeddings().notify
         ]
-        self._listening: dict[str, contextlib.ExitStack] = {}
-        self._sessions: dict[str, Any] = {}  # alias -> psycopg.Connection
+        self._listeners: dict[str, _Listener] = {}
         self._listen()
 
     def close(self) -> None:
         """Listen no longer."""
-        for alias in list(self._listening):
+        for alias in list(self._listeners):
             self._forget(alias)
 
     def wait(self, seconds: float, stop: Stop) -> None:
@@ -57,7 +61,7 @@ class Notifications:
 
     def _listen(self) -> None:
         for alias in self._aliases:
-            if alias in self._sessions:
+            if alias in self._listeners:
                 continue
             with contextlib.ExitStack() as opened:
                 try:
@@ -71,28 +75,25 @@ class Notifications:
                         type(error).__name__,
                     )
                     continue
-                self._sessions[alias] = connection.connection
-                self._listening[alias] = opened.pop_all()
+                self._listeners[alias] = _Listener(connection.connection, opened.pop_all())
 
     def _heard(self, seconds: float) -> bool:
         """Wait for a notification of any database, and take all that came."""
         import psycopg  # loaded by the connections already
 
-        sessions = {session.fileno(): alias for alias, session in self._sessions.items()}
-        if not sessions:
+        if not self._listeners:
             time.sleep(seconds)
             return False
-        ready, _, _ = select.select(list(sessions), [], [], seconds)
-        for number in ready:
-            alias = sessions[number]
+        aliases = {listener.session: alias for alias, listener in self._listeners.items()}
+        ready, _, _ = select.select(list(aliases), [], [], seconds)
+        for session in ready:
             try:
-                list(self._sessions[alias].notifies(timeout=0))
+                list(session.notifies(timeout=0))
             except psycopg.Error:
                 # A lost session: whatever came meanwhile is looked for now.
-                self._forget(alias)
+                self._forget(aliases[session])
         return bool(ready)
 
     def _forget(self, alias: str) -> None:
-        del self._sessions[alias]
         with contextlib.suppress(DatabaseError):
-            self._listening.pop(alias).close()
+            self._listeners.pop(alias).opened.close()
