@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 #: The name found stands in the SQL of the triggers to blame.
 _BROKEN = (
     r"^no such table: main\.(?P<table>.+)$"
-    r"|^no such column: {prefix}\d+\.(?P<column>.+)$"
-    r"|^error in trigger (?P<trigger>{prefix}\w+)\b"
+    rf"|^no such column: {PREFIX}\d+\.(?P<column>.+)$"
+    rf"|^error in trigger (?P<trigger>{PREFIX}\w+)\b"
 )
 
 #: Takes ``execute, sql, params, many, context``, as ``connection.execute_wrapper`` does.
@@ -77,7 +77,7 @@ def _drop_broken(connection: BaseDatabaseWrapper, message: str) -> bool:
     """Drop the triggers that an error speaks of; tell whether there were any."""
     from . import sqlite  # not loaded by every process that has the app
 
-    broken = re.match(_BROKEN.format(prefix=PREFIX), message)
+    broken = re.match(_BROKEN, message)
     if broken is None:
         return False
     named = next(name for name in broken.groups() if name)
