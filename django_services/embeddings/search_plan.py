@@ -45,7 +45,6 @@ FEWEST_CANDIDATES = 50
 MOST_CANDIDATES = 5_000
 MOST_OF_ALL = 0.1
 
-
 #: Vendors whose vectors this process keeps in memory.
 IN_MEMORY = LOGGED
 #: Vendors with an index of vectors.
@@ -96,7 +95,6 @@ def _nearest_in_memory(query: SearchQuery, connection: BaseDatabaseWrapper) -> l
     wanted = query.wanted + (SPARE if query.is_cut_by_slice else 0)
     conditions = query.conditions()
     found: list[int] | None
-    assert query.target is not None
     if not conditions and not is_restricted_by_joins(query):
         found = matrix.nearest(query.target.vector, wanted).ids
     else:

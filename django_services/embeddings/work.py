@@ -1,7 +1,7 @@
 """What a claim's sources need: which chunks to remove, which to make, and their vectors.
 
-`plan` reads and compares. What it finds to be embedded
-it cuts into calls, which any thread may make: they touch no database.
+`plan` reads and compares. What is to be embedded `calls_for` cuts into calls, which
+any thread may make: they touch no database.
 """
 
 from __future__ import annotations
