@@ -13,6 +13,7 @@ from django.utils import timezone
 from django_services import embedded
 from django_services.embeddings.declaration import Embeddings
 from django_services.embeddings.models import ChunkChange, Space
+from tests.testapp.models import Product
 
 DIMENSIONS = 16
 
@@ -81,3 +82,10 @@ def brute_force(index: Embeddings, space: Space, query: Any, keys: Iterable[Any]
         if chunk.source_id in allowed:
             best[chunk.source_id] = min(distance, best.get(chunk.source_id, 3.0))
     return sorted(best, key=lambda key: (best[key], key))
+
+
+def create_products(count: int) -> None:
+    """Make so many products, each with a text of its own."""
+    Product.objects.bulk_create(
+        [Product(description=f"text {number}", sku=str(number)) for number in range(count)]
+    )

@@ -16,6 +16,7 @@ from django_services.exceptions import RateLimited
 from tests.testapp.models import Product
 
 from .conftest import assert_invariants
+from .stored import create_products as create
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("database")]
 
@@ -31,12 +32,6 @@ def index(fake_openai, settings, monkeypatch):
         "EMBEDDINGS": {"ON_COMMIT": "off", "BATCH_SIZE": BATCH, "CONCURRENCY": 3}
     }
     return get_index("testapp.Product")
-
-
-def create(count: int) -> None:
-    Product.objects.bulk_create(
-        [Product(description=f"text {number}", sku=str(number)) for number in range(count)]
-    )
 
 
 def found(index):

@@ -11,9 +11,9 @@ from django_services.embeddings.models import Failure
 from django_services.embeddings.status import status
 from django_services.exceptions import AuthenticationFailed, QuotaExhausted
 from django_services.testing import embed_pending
-from tests.testapp.models import Product
 
 from .stored import TOLERANCE
+from .stored import create_products as create
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("database")]
 
@@ -22,12 +22,6 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("
 def index(fake_openai, settings):
     settings.DJANGO_SERVICES = fake_openai.settings() | {"EMBEDDINGS": {"ON_COMMIT": "off"}}
     return get_index("testapp.Product")
-
-
-def create(count):
-    Product.objects.bulk_create(
-        [Product(description=f"text {number}", sku=str(number)) for number in range(count)]
-    )
 
 
 def status_of(index):

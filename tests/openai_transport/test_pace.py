@@ -17,9 +17,9 @@ def nothing_learned():
     pace.forget()
 
 
-def learn(seconds: float = 1.0, tokens: int | None = None, **limits: str) -> None:
+def learn(seconds: float = 1.0, **limits: str) -> None:
     headers = {f"x-ratelimit-limit-{name}": value for name, value in limits.items()}
-    pace.learn("default", "model", headers, seconds=seconds, tokens=tokens)
+    pace.learn("default", "model", headers, seconds=seconds, tokens=None)
 
 
 def in_flight() -> int:
@@ -39,8 +39,6 @@ def test_as_many_as_begin_while_one_is_answered():
 
 
 def test_tokens_may_be_the_narrower_limit():
-    learn(requests="6000", tokens="60000", seconds=1.0)
-    pace.forget()
     pace.learn(
         "default",
         "model",
