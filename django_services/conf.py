@@ -9,8 +9,8 @@ type, is a `ConfigurationError` that names it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, wraps
 from types import NoneType
 from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
@@ -32,18 +32,55 @@ ON_COMMIT = ("inline", "task", "off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """What may be sent to a model each minute; None: as much as the service lets through."""
+
+    requests: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What may be spent: an entry of ``DJANGO_SERVICES["OPENAI"][alias]["BUDGETS"]``."""
+
+    per: str  # "alias", "tenant" or "feature"
+    period: str  # "day" or "month", UTC
+    usd: float
+    name: str = ""  # one tenant or feature; "": each of them, by itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OpenAISettings:
     """``DJANGO_SERVICES["OPENAI"][alias]``."""
 
-    api_key: str = field(default="", repr=False)
+    #: A string, or a function that returns one: asked before each request.
+    api_key: str | Callable[[], str] = field(default="", repr=False)
+    api_key_file: str = ""  # path; read again when the file changes
     base_url: str = OPENAI_URL
+    api_version: str = ""  # of Azure, whose endpoint the base URL then is
     organization: str = ""
     project: str = ""
     deadline: float = 60.0  # seconds, over all attempts of one call
+    task_deadline: float = 240.0  # seconds, the same in background work
     timeout: float = 30.0  # seconds, of one attempt
     connect_timeout: float = 5.0  # seconds
+    model: str = "gpt-6-luna"  # of completions
+    moderation_model: str = "omni-moderation-latest"
     embedding_model: str = "text-embedding-3-small"
     dimensions: int | None = None  # of stored vectors; None: the model's own
+    requests_per_minute: int | None = None  # of each model, over all processes
+    tokens_per_minute: int | None = None  # of each model, over all processes
+    model_limits: Mapping[str, Limit] = field(default_factory=dict)  # where a model has its own
+    refuse_without_redis: bool = False  # what limits and budgets do while Redis is down
+    breaker_failures: int = 10  # in a row, before calls are refused at once
+    breaker_pause: float = 30.0  # seconds, before one call tries again
+    daily_budget: float | None = None  # US dollars of the alias, by UTC days
+    monthly_budget: float | None = None  # US dollars of the alias, by UTC months
+    budgets: tuple[Budget, ...] = ()  # of tenants and features
+    prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by model
+    embedding_cache: str = ""  # alias in CACHES for embeddings of equal texts; "": none
+    embedding_cache_timeout: int = 24 * 60 * 60  # seconds
+    capture_content: bool = False  # prompts and answers in OpenTelemetry's spans
 
     @property
     def is_embedded(self) -> bool:
@@ -51,9 +88,18 @@ class OpenAISettings:
         return self.base_url == EMBEDDED_URL
 
     @property
+    def has_key(self) -> bool:
+        return bool(self.api_key or self.api_key_file)
+
+    @property
     def is_configured(self) -> bool:
         """Whether there is something to call: a key, or a server that may need none."""
-        return bool(self.api_key) or self.base_url != OPENAI_URL
+        return self.has_key or self.base_url != OPENAI_URL
+
+    def limit_of(self, model: str | None) -> Limit:
+        """Return what may be sent to a model each minute."""
+        own = self.model_limits.get(model or "")
+        return own or Limit(requests=self.requests_per_minute, tokens=self.tokens_per_minute)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +140,21 @@ class EmbeddingsSettings:
     matrix_memory: int = 1_024  # MiB of vectors that a process may hold (SQLite)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerSettings:
+    """``DJANGO_SERVICES["LEDGER"]``."""
+
+    enabled: bool = True
+    database: str = "default"  # alias in DATABASES
+    flush_seconds: float = 1.0  # the longest that a row waits in memory
+    batch_size: int = 500  # rows written at once
+
+
 #: Numbers are above 0, but for these, which may be 0 too.
-_MAY_BE_ZERO = frozenset({"chunk_overlap", "retry_delay", "query_cache_timeout"})
+_MAY_BE_ZERO = frozenset(
+    {"chunk_overlap", "retry_delay", "query_cache_timeout", "embedding_cache_timeout"}
+    | {"daily_budget", "monthly_budget"}
+)
 
 
 def _without_frames(read: Callable[P, S]) -> Callable[P, S]:
@@ -193,6 +252,16 @@ def embeddings() -> EmbeddingsSettings:
 
 
 @_without_frames
+def ledger() -> LedgerSettings:
+    """Return how usage is recorded.
+
+    Raises:
+        ConfigurationError: The setting is wrong.
+    """
+    return _parsed(LedgerSettings, ("LEDGER",), _section("LEDGER"))
+
+
+@_without_frames
 def sections() -> list[str]:
     """Return the known sections of DJANGO_SERVICES.
 
@@ -221,14 +290,14 @@ def cache_backend(alias: str = "default") -> str:
 
 def secrets() -> list[str]:
     """Return every key and password that is configured, for redaction."""
-    found = [str(entry.get("PASSWORD") or "") for entry in databases().values()]
+    found: list[object] = [str(entry.get("PASSWORD") or "") for entry in databases().values()]
     for aliases, read in ((openai_aliases, openai_section), (redis_aliases, redis)):
         try:
-            sections = [asdict(read(alias)) for alias in aliases()]
+            sections = [read(alias) for alias in aliases()]
         except ConfigurationError:
             continue
-        found += [section.get("api_key") or section.get("password", "") for section in sections]
-    return [secret for secret in found if secret]
+        found += [getattr(each, name, "") for each in sections for name in ("api_key", "password")]
+    return [secret for secret in found if secret and isinstance(secret, str)]
 
 
 # Reading -----------------------------------------------------------------------------
@@ -237,6 +306,7 @@ _SECTIONS = {
     "OPENAI": OpenAISettings,
     "REDIS": RedisSettings,
     "EMBEDDINGS": EmbeddingsSettings,
+    "LEDGER": LedgerSettings,
 }
 #: A parsed section beside the value it was parsed from, by its place.
 _cache: dict[tuple[str, ...], tuple[dict[str, Any], Any]] = {}
@@ -300,6 +370,8 @@ def _described(place: tuple[str, ...]) -> str:
 
 def _typed(kind: type, name: str, value: object) -> object:
     """Return a value that has the type of the field; numbers in their range."""
+    if name in _STRUCTURED:
+        return _STRUCTURED[name](value)
     if name in _CONVERT:
         return _CONVERT[name](_require_type(value, str))
     expected = _types(kind)[name]
@@ -321,17 +393,19 @@ def _types(kind: type) -> dict[str, type]:
     }
 
 
-_NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "True or False"}
+_TYPE_NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "True or False"}
 
 
 def _require_type(value: Any, expected: type) -> Any:
     # bool is an int, and True seconds are a slip.
     if isinstance(value, bool) and expected is not bool:
-        raise Refused(f"must be {_NAMES[expected]}, not a bool.")
+        raise Refused(f"must be {_TYPE_NAMES[expected]}, not a bool.")
     if expected is float and isinstance(value, int):
         return float(value)
     if not isinstance(value, expected):
-        raise Refused(f"must be {_NAMES[expected]}, not a value of type {type(value).__name__}.")
+        raise Refused(
+            f"must be {_TYPE_NAMES[expected]}, not a value of type {type(value).__name__}."
+        )
     return value
 
 
@@ -379,9 +453,87 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return convert
 
 
+def _api_key(value: Any) -> object:
+    return value if callable(value) else api_key(_require_type(value, str))
+
+
+def _model_limits(value: Any) -> Mapping[str, Limit]:
+    """Return {"model": {"REQUESTS_PER_MINUTE": 60, "TOKENS_PER_MINUTE": 90_000}} parsed."""
+    known = {"REQUESTS_PER_MINUTE": "requests", "TOKENS_PER_MINUTE": "tokens"}
+    found = {}
+    for model, entry in _dict(value).items():
+        _require_entry(entry, known)
+        found[model] = Limit(**{known[key]: _above_zero(entry[key]) for key in entry})
+    return found
+
+
+def _budgets(value: Any) -> tuple[Budget, ...]:
+    """Return [{"PER": "tenant", "PERIOD": "day", "USD": 5}] parsed."""
+    if not isinstance(value, (list, tuple)):
+        raise Refused("must be a list of dicts.")
+    return tuple(_budget(entry) for entry in value)
+
+
+def _budget(entry: Any) -> Budget:
+    _require_entry(entry, ("PER", "PERIOD", "USD", "NAME"))
+    if missing := {"PER", "PERIOD", "USD"} - set(entry):
+        raise Refused(f"holds a budget without {', '.join(sorted(missing))}.")
+    return Budget(
+        per=_one_of("alias", "tenant", "feature")(_require_type(entry["PER"], str)),
+        period=_one_of("day", "month")(_require_type(entry["PERIOD"], str)),
+        usd=_zero_or_more(_require_type(entry["USD"], float)),
+        name=_require_type(entry.get("NAME", ""), str),
+    )
+
+
+def _prices(value: Any) -> Mapping[str, Mapping[str, float]]:
+    """Return {"model": {"INPUT": 1, "CACHED_INPUT": 0.1, "OUTPUT": 5}}, each a number."""
+    known = ("INPUT", "CACHED_INPUT", "OUTPUT", "BATCH")
+    found = {}
+    for model, entry in _dict(value).items():
+        _require_entry(entry, known)
+        found[model] = {
+            key: _zero_or_more(_require_type(number, float)) for key, number in entry.items()
+        }
+    return found
+
+
+def _dict(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise Refused(f"must be a dict, not a value of type {type(value).__name__}.")
+    return value
+
+
+def _require_entry(entry: Any, known: Iterable[str]) -> None:
+    for key in _dict(entry):
+        if key not in known:
+            raise Refused(f"has no key {key!r}; the nearest is {nearest(str(key), known)!r}.")
+
+
+def _above_zero(value: Any) -> int | None:
+    if value is None:
+        return None
+    if _require_type(value, int) < 1:
+        raise Refused(f"must be a number above 0, not {value}.")
+    return int(value)
+
+
+def _zero_or_more(value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise Refused(f"must be 0 or a number above 0, not {value}.")
+    return value
+
+
+#: Fields that are more than one number or string.
+_STRUCTURED: dict[str, Callable[[Any], object]] = {
+    "api_key": _api_key,
+    "model_limits": _model_limits,
+    "budgets": _budgets,
+    "prices": _prices,
+}
+
 #: Fields whose strings are more than any string.
 _CONVERT: dict[str, Callable[[str], object]] = {
-    "api_key": api_key,
     "base_url": _base_url,
     "password": _password,
     "on_commit": _one_of(*ON_COMMIT),
@@ -406,19 +558,32 @@ _PREPARE: dict[type, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 
 def _verified(kind: type[S], given: dict[str, Any]) -> S:
     found = kind(**given)
-    if isinstance(found, OpenAISettings) and (found.dimensions or 0) > MAX_DIMENSIONS:
+    if isinstance(found, OpenAISettings):
+        if (found.dimensions or 0) > MAX_DIMENSIONS:
+            raise Refused(
+                f"has DIMENSIONS {found.dimensions}: pgvector indexes at most {MAX_DIMENSIONS}."
+            )
+        if found.api_key and found.api_key_file:
+            raise Refused("has API_KEY and API_KEY_FILE: give one of them.")
+        if found.embedding_cache:
+            _require_cache("EMBEDDING_CACHE", found.embedding_cache)
+    if isinstance(found, LedgerSettings) and found.database not in settings.DATABASES:
         raise Refused(
-            f"has DIMENSIONS {found.dimensions}: pgvector indexes at most {MAX_DIMENSIONS}."
+            f"has DATABASE {found.database!r}, which is not an alias in DATABASES "
+            f"({', '.join(settings.DATABASES)})."
         )
     if isinstance(found, EmbeddingsSettings):
         if found.chunk_overlap >= found.chunk_size:
             raise Refused("has a CHUNK_OVERLAP that is not below CHUNK_SIZE.")
-        if found.query_cache not in settings.CACHES:
-            raise Refused(
-                f"has QUERY_CACHE {found.query_cache!r}, which is not an alias in CACHES "
-                f"({', '.join(settings.CACHES)})."
-            )
+        _require_cache("QUERY_CACHE", found.query_cache)
     return found
+
+
+def _require_cache(key: str, alias: str) -> None:
+    if alias not in settings.CACHES:
+        raise Refused(
+            f"has {key} {alias!r}, which is not an alias in CACHES ({', '.join(settings.CACHES)})."
+        )
 
 
 def _redis_caches() -> dict[str, dict[str, Any]]:

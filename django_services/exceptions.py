@@ -70,6 +70,10 @@ class QuotaExhausted(ServiceError):
     """The account has no credit left: waiting does not help, paying does."""
 
 
+class BudgetExceeded(QuotaExhausted):
+    """A budget that the project set is spent; names it. Nothing was sent."""
+
+
 class AuthenticationFailed(ServiceError):
     """The service refused the credentials; names the variable that holds them."""
 

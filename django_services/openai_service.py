@@ -8,7 +8,7 @@ embedded model. The SDK and numpy load on first use.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import conf, embedded
 from .exceptions import (
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import openai
 
-    from .openai_transport.governor import Policy
+    from .embedded.transport import EmbeddedTransport
     from .openai_transport.reading import Reading
     from .openai_transport.work import EmbeddingWork, Refusal
 
@@ -237,7 +237,7 @@ def close(alias: str | None = None) -> None:
 
 
 def _build(alias: str) -> openai.OpenAI:
-    return _sync_client(alias, conf.openai(alias))
+    return _client(alias, conf.openai(alias))
 
 
 def _build_async(alias: str) -> openai.AsyncOpenAI:
@@ -245,89 +245,32 @@ def _build_async(alias: str) -> openai.AsyncOpenAI:
 
 
 def _build_embedded(alias: str) -> openai.OpenAI:
-    return _sync_client(alias, _EMBEDDED_SETTINGS)
+    return _client(alias, _EMBEDDED_SETTINGS)
 
 
 def _build_async_embedded(alias: str) -> openai.AsyncOpenAI:
     return _async_client(alias, _EMBEDDED_SETTINGS)
 
 
-def _sync_client(alias: str, settings: conf.OpenAISettings) -> openai.OpenAI:
-    import openai
-
-    from .embedded.transport import EmbeddedTransport
-    from .openai_transport.governor import GovernedTransport
-    from .openai_transport.network import open_transport
-
-    address = _address(settings)
-    wire = (
-        EmbeddedTransport()
-        if settings.is_embedded
-        else open_transport(address, openai.DEFAULT_CONNECTION_LIMITS)
-    )
-    transport = GovernedTransport(wire, _policy(alias, settings))
-    http_client = openai.DefaultHttpx2Client(transport=transport, follow_redirects=False)
-    client = openai.OpenAI(http_client=http_client, **_options(settings))
-    _drop_ambient(client, settings)
-    return client
-
-
-def _async_client(alias: str, settings: conf.OpenAISettings) -> openai.AsyncOpenAI:
-    import openai
-
-    from .embedded.transport import EmbeddedTransport
-    from .openai_transport.governor import AsyncGovernedTransport
-    from .openai_transport.network import open_async_transport
-
-    address = _address(settings)
-    wire = (
-        EmbeddedTransport()
-        if settings.is_embedded
-        else open_async_transport(address, openai.DEFAULT_CONNECTION_LIMITS)
-    )
-    transport = AsyncGovernedTransport(wire, _policy(alias, settings))
-    http_client = openai.DefaultAsyncHttpx2Client(transport=transport, follow_redirects=False)
-    client = openai.AsyncOpenAI(http_client=http_client, **_options(settings))
-    _drop_ambient(client, settings)
-    return client
-
-
-#: Nothing connects to this address: the in-process transport takes its place.
-_EMBEDDED_ADDRESS = "http://embedded/v1"
-
 _EMBEDDED_SETTINGS = conf.OpenAISettings(base_url=conf.EMBEDDED_URL)
 
 
-def _address(settings: conf.OpenAISettings) -> str:
-    return _EMBEDDED_ADDRESS if settings.is_embedded else settings.base_url
+def _client(alias: str, settings: conf.OpenAISettings) -> openai.OpenAI:
+    from .openai_transport.clients import open_client
+
+    return open_client(alias, settings, _in_process(settings))
 
 
-def _policy(alias: str, settings: conf.OpenAISettings) -> Policy:
-    from .openai_transport.governor import Policy
+def _async_client(alias: str, settings: conf.OpenAISettings) -> openai.AsyncOpenAI:
+    from .openai_transport.clients import open_async_client
 
-    return Policy(alias=alias, base_url=_address(settings), deadline=settings.deadline)
-
-
-def _options(settings: conf.OpenAISettings) -> dict[str, Any]:
-    import openai
-
-    return {
-        # The SDK insists on a key, where a compatible server needs none.
-        "api_key": settings.api_key or "none",
-        "base_url": _address(settings),
-        "organization": settings.organization,
-        "project": settings.project,
-        "timeout": openai.Timeout(settings.timeout, connect=settings.connect_timeout),
-        "max_retries": 0,  # the transport's task
-    }
+    return open_async_client(alias, settings, _in_process(settings))
 
 
-def _drop_ambient(
-    client: openai.OpenAI | openai.AsyncOpenAI, settings: conf.OpenAISettings
-) -> None:
-    # None at construction would let the SDK read the environment, which only env.py does.
-    client.organization = settings.organization or None
-    client.project = settings.project or None
+def _in_process(settings: conf.OpenAISettings) -> EmbeddedTransport | None:
+    from .embedded.transport import EmbeddedTransport
+
+    return EmbeddedTransport() if settings.is_embedded else None
 
 
 def _close_client(client: openai.OpenAI) -> None:

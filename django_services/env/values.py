@@ -95,6 +95,13 @@ def seconds_or_zero(text: str) -> float:
     return 0.0 if text == "0" else seconds(text)
 
 
+def dollars(text: str) -> float:
+    value = number(text)
+    if value < 0:
+        raise Refused("must be a number of US dollars, 0 or more.")
+    return value
+
+
 def milliseconds(text: str) -> int:
     """Return seconds as the whole milliseconds that libpq and PostgreSQL take."""
     return round(seconds(text) * 1_000)

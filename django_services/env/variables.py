@@ -14,6 +14,7 @@ from .values import (
     boolean,
     count,
     count_or_zero,
+    dollars,
     nearest,
     one_of,
     seconds,
@@ -80,11 +81,23 @@ VARIABLES = (
         convert=api_key,
     ),
     _openai(
+        "API_KEY_FILE",
+        "none",
+        "path",
+        "A file that holds the key; read again when it changes.",
+    ),
+    _openai(
         "BASE_URL",
         "`https://api.openai.com/v1`",
         "URL",
         "A compatible server, or `embedded://` for the offline model.",
         convert=base_url,
+    ),
+    _openai(
+        "API_VERSION",
+        "none: not Azure",
+        "text",
+        "The API version of Azure OpenAI; `OPENAI_BASE_URL` is then your endpoint there.",
     ),
     _openai(
         "ORG_ID",
@@ -99,6 +112,12 @@ VARIABLES = (
         "text",
         "The project that calls are billed to.",
         key="PROJECT",
+    ),
+    _openai(
+        "MODEL",
+        "`gpt-6-luna`",
+        "text",
+        "The model that completes.",
     ),
     _openai(
         "EMBEDDING_MODEL",
@@ -121,6 +140,13 @@ VARIABLES = (
         "The most that a call may take over all its attempts.",
         convert=seconds,
     ),
+    _openai(
+        "TASK_DEADLINE",
+        "240",
+        "seconds",
+        "The same in background work, such as `embeddings sync`.",
+        convert=seconds,
+    ),
     _openai("TIMEOUT", "30", "seconds", "The most that one attempt may take.", convert=seconds),
     _openai(
         "CONNECT_TIMEOUT",
@@ -128,6 +154,34 @@ VARIABLES = (
         "seconds",
         "The most that opening a connection may take.",
         convert=seconds,
+    ),
+    _openai(
+        "REQUESTS_PER_MINUTE",
+        "as many as the service lets through",
+        "number",
+        "The most requests to each model, over all processes that share a Redis.",
+        convert=count,
+    ),
+    _openai(
+        "TOKENS_PER_MINUTE",
+        "as many as the service lets through",
+        "number",
+        "The most tokens to each model, in the same way.",
+        convert=count,
+    ),
+    _openai(
+        "DAILY_BUDGET",
+        "none",
+        "US dollars",
+        "The most that calls may cost in a day (UTC); beyond it they are refused.",
+        convert=dollars,
+    ),
+    _openai(
+        "MONTHLY_BUDGET",
+        "none",
+        "US dollars",
+        "The same for a month.",
+        convert=dollars,
     ),
     _embed(
         "ON_COMMIT",
@@ -210,7 +264,6 @@ _FOREIGN = frozenset(
     {
         "OPENAI_ADMIN_KEY",
         "OPENAI_API_TYPE",
-        "OPENAI_API_VERSION",
         "OPENAI_CUSTOM_HEADERS",
         "OPENAI_LOG",
         "OPENAI_WEBHOOK_SECRET",

@@ -20,10 +20,11 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from ..conf import OpenAISettings
 from ..exceptions import ServiceUnavailable
 from ..resilience import Backoff, Deadline
 from ..signals import openai_call_finished
-from . import pace
+from . import context, pace
 from .faults import MESSAGE, REDIRECTED, UNUSABLE, error_class, fault_in, retry_after
 from .network import until
 from .reading import Reading, Unusable, count_inputs, decode_json, read_embeddings
@@ -47,9 +48,16 @@ class Policy:
 
     alias: str
     base_url: str
-    #: Seconds over all attempts of a call. A call given a longer ``timeout=`` has that.
-    #: A stream is bound by it until it starts, and then by the timeout of each read.
-    deadline: float
+    settings: OpenAISettings
+
+    @property
+    def deadline(self) -> float:
+        """Seconds over all attempts of a call. A call given a longer ``timeout=`` has that.
+
+        A stream is bound by it until it starts, and then by the timeout of each read.
+        """
+        is_task = context.current_profile() == "task"
+        return self.settings.task_deadline if is_task else self.settings.deadline
 
 
 class GovernedTransport(httpx2.BaseTransport):

@@ -8,6 +8,7 @@ import httpx2
 import openai
 import pytest
 
+from django_services import conf
 from django_services.openai_service import get_async_openai_client, get_openai_client
 from django_services.openai_transport import governor
 from django_services.resilience import Backoff
@@ -196,7 +197,8 @@ def test_the_deadline_counts_all_attempts(caller, fake_openai, settings, monkeyp
 
 
 def test_a_longer_timeout_of_the_call_moves_its_deadline(fake_openai):
-    policy = governor.Policy(alias="default", base_url=fake_openai.url, deadline=1)
+    settings = conf.OpenAISettings(deadline=1)
+    policy = governor.Policy(alias="default", base_url=fake_openai.url, settings=settings)
     request = httpx2.Request(
         "GET", f"{fake_openai.url}/models", extensions={"timeout": {"read": 600.0}}
     )

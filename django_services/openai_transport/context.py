@@ -1,0 +1,85 @@
+"""What travels beside a call: for whom it is made, and how patient it may be.
+
+Context variables, so that it reaches the raw client's calls too, in every thread
+and task that copies its caller's context.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Literal, NamedTuple
+
+Profile = Literal["request", "task"]
+
+
+class Attribution(NamedTuple):
+    """For whom a call is made; "" where it was not said."""
+
+    tenant: str = ""
+    user: str = ""
+    feature: str = ""
+
+
+_NOBODY = Attribution()
+_attribution: ContextVar[Attribution] = ContextVar("django_services_attribution", default=_NOBODY)
+_profile: ContextVar[Profile] = ContextVar("django_services_profile", default="request")
+_is_uncached: ContextVar[bool] = ContextVar("django_services_uncached", default=False)
+
+
+@contextlib.contextmanager
+def attributed(
+    *, tenant: object = None, user: object = None, feature: object = None
+) -> Iterator[None]:
+    """Say for whom the calls in the block are made: for budgets, the ledger and spans.
+
+    What is None stays as the block around has it.
+
+    Args:
+        tenant: Whose data it is; embeddings that are cached are not shared by tenants.
+        user: Who asked. An id, not a name: it is stored.
+        feature: What the call is for, such as "search".
+    """
+    given = {"tenant": tenant, "user": user, "feature": feature}
+    said = {name: str(value) for name, value in given.items() if value is not None}
+    token = _attribution.set(_attribution.get()._replace(**said))
+    try:
+        yield
+    finally:
+        _attribution.reset(token)
+
+
+def attribution() -> Attribution:
+    return _attribution.get()
+
+
+@contextlib.contextmanager
+def profile(name: Profile) -> Iterator[None]:
+    """Give the calls in the block the patience of a web request, or of background work.
+
+    A "task" has the alias's TASK_DEADLINE and more attempts.
+    """
+    token = _profile.set(name)
+    try:
+        yield
+    finally:
+        _profile.reset(token)
+
+
+def current_profile() -> Profile:
+    return _profile.get()
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Take no embedding from the cache in the block, and keep none there."""
+    token = _is_uncached.set(True)
+    try:
+        yield
+    finally:
+        _is_uncached.reset(token)
+
+
+def is_uncached() -> bool:
+    return _is_uncached.get()
