@@ -42,6 +42,9 @@ VENDORS = frozenset({"postgresql"})
 #: The high half of the advisory locks' keys; the low half is the table's oid.
 LOCK = 0x64_6A_73_61 << 32  # "djsa"
 
+#: What pgvector's notice says of a build that memory no longer holds.
+_OUTGROWN = "no longer fits into maintenance_work_mem"
+
 #: Limits that a web request may need, and a build must not have.
 _LIMITS = [
     "idle_in_transaction_session_timeout",
@@ -339,6 +342,7 @@ def _build(
 ) -> bool:
     started = time.monotonic()
     builder.ensure_connection()
+    builder.connection.add_notice_handler(lambda notice: _warn(target, notice.message_primary))
     with ThreadPoolExecutor(1, thread_name_prefix="django_services.ann_index") as pool:
         done = pool.submit(_create, builder, target)
         try:
@@ -360,6 +364,16 @@ def _create(builder: BaseDatabaseWrapper, target: _Target) -> None:
         # What a cancelled build left behind, or another definition.
         _execute(builder, _drop_sql(builder, target))
         _execute(builder, _create_sql(builder, target, how="CONCURRENTLY"))
+
+
+def _warn(target: _Target, notice: str | None) -> None:
+    """Tell of a build that goes on outside of memory, which nothing else shows."""
+    if notice and _OUTGROWN in notice:
+        logger.warning(
+            "%s: index %s: %s; the rest is slower. Raise maintenance_work_mem for this database, "
+            'in its OPTIONS["options"] or on the server.',
+            *(target.label, target.name, notice),
+        )
 
 
 def _watch(

@@ -183,6 +183,21 @@ def test_the_sessions_limits_do_not_stop_a_build(tables, space, writer):
     assert is_built
 
 
+@pytest.mark.parametrize(("memory", "warnings"), [("1MB", 1), ("64MB", 0)])
+def test_a_build_that_outgrows_its_memory_is_told_of(tables, caplog, memory, warnings):
+    space = new_space(count=2_000)
+    tables.close()
+    tables.settings_dict["OPTIONS"]["options"] = f"-c maintenance_work_mem={memory}"
+    try:
+        is_built = ensure(space)
+    finally:
+        tables.close()
+        del tables.settings_dict["OPTIONS"]["options"]
+
+    told = [text for text in caplog.messages if "Raise maintenance_work_mem" in text]
+    assert (is_built, len(told)) == (True, warnings)
+
+
 def test_nothing_stays_in_a_pool(tables, space):
     tables.close()
     tables.settings_dict["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 1, "timeout": 5}
