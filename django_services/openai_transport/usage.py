@@ -13,7 +13,10 @@ class Usage:
 
     input_tokens: int | None = None
     cached_tokens: int = 0  # of the input, at a lower price
+    written_tokens: int = 0  # of the input, to the prompt cache, at a higher price
+    written_12h_tokens: int = 0  # of the input, to be kept for twelve hours
     output_tokens: int | None = None
+    service_tier: str = ""  # how it was processed, such as "flex" or "priority"
     is_estimated: bool = False
 
 
@@ -27,12 +30,22 @@ def usage_in(body: Any) -> Usage | None:
     if not isinstance(told, dict):
         return None
     given = _count(told, "prompt_tokens", "input_tokens")
-    details = told.get("prompt_tokens_details") or told.get("input_tokens_details")
+    details = _dict(told.get("prompt_tokens_details") or told.get("input_tokens_details"))
+    written = _count(details, "cache_write_tokens") or 0
+    kept = _count(_dict(details.get("cache_write_tokens_details")), "ttl_12h_tokens") or 0
+    tier = body.get("service_tier")
     return Usage(
         input_tokens=given,
-        cached_tokens=(_count(details, "cached_tokens") or 0) if isinstance(details, dict) else 0,
+        cached_tokens=_count(details, "cached_tokens") or 0,
+        written_tokens=max(written - kept, 0),
+        written_12h_tokens=kept,
         output_tokens=_count(told, "completion_tokens", "output_tokens"),
+        service_tier=tier if isinstance(tier, str) else "",
     )
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _count(told: Mapping[str, Any], *names: str) -> int | None:
