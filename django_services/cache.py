@@ -7,6 +7,7 @@ django-redis and redis-py.
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import decimal
 import json
@@ -19,6 +20,7 @@ from typing import Any
 from django.core.signals import setting_changed
 from django_redis.cache import RedisCache as DjangoRedisCache  # noqa: TID253
 from django_redis.client import DefaultClient  # noqa: TID253
+from django_redis.exceptions import CompressorError  # noqa: TID253
 from django_redis.pool import ConnectionFactory  # noqa: TID253
 from django_redis.serializers.base import BaseSerializer  # noqa: TID253
 
@@ -64,6 +66,11 @@ class CacheClient(DefaultClient):  # type: ignore[misc]  # django-redis ships no
 
     def decode(self, value: bytes | int | str) -> Any:
         try:
+            if isinstance(value, bytes) and value.startswith(_BYTES):
+                # Else it would first be tried as a number, which takes long for a long value.
+                with contextlib.suppress(CompressorError):  # short ones are not compressed
+                    value = self._compressor.decompress(value)
+                return self._serializer.loads(value)
             return super().decode(value)
         except ValueError:
             logger.warning("A value in the cache is not one that this cache writes; it is skipped.")
@@ -137,14 +144,21 @@ class DataSerializer(BaseSerializer):  # type: ignore[misc]  # django-redis ship
     """
 
     def dumps(self, value: Any) -> bytes:
+        if isinstance(value, bytes):
+            return _BYTES + value
         return json.dumps(_packed(value), separators=(",", ":")).encode()
 
     def loads(self, value: bytes) -> Any:
+        if value.startswith(_BYTES):
+            return value[len(_BYTES) :]
         try:
             return _unpacked(json.loads(value))
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError):
             raise ValueError("The bytes are not what this serializer writes.") from None
 
+
+#: Precedes bytes that are stored as they are; no JSON begins so. Others are inside JSON as base64.
+_BYTES = b"\x00"
 
 #: The key of a dict that stands for a value JSON does not know: {_TAG: [kind, data]}.
 _TAG = "__type__"

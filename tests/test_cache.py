@@ -26,6 +26,9 @@ VALUES = [
     "",
     "text ü \ud800",
     b"\x00\xff",
+    b"",
+    b"5",
+    [b"inside"],
     [1, [2, "x"]],
     (1, (2, [3])),
     {1, 2},
@@ -89,6 +92,22 @@ def test_a_value_comes_back_as_it_was(cache, value):
 
     assert found == value
     assert type(found) is type(value)
+
+
+def test_bytes_are_stored_as_they_are(cache, redis_client):
+    cache.set("key", b"a vector's numbers")
+
+    assert redis_client.get(cache.make_key("key")).endswith(b"a vector's numbers")
+
+
+@pytest.mark.parametrize("size", [1, 10_000])  # a compressor leaves short ones as they are
+def test_bytes_come_back_through_a_compressor(size, cache, settings):
+    options = {"COMPRESSOR": "django_redis.compressors.zlib.ZlibCompressor"}
+    settings.CACHES = {"default": {**settings.CACHES["default"], "OPTIONS": options}}
+    caches["default"].set_many({"one": bytes(size), "two": b"\x01" * size})
+
+    assert caches["default"].get("one") == bytes(size)
+    assert caches["default"].get_many(["two"]) == {"two": b"\x01" * size}
 
 
 def test_a_subclass_comes_back_as_its_base(cache):
