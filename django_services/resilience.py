@@ -100,7 +100,7 @@ class Breaker:
 
     def refused_for(self) -> float | None:
         """Return None if the caller may go, who then reports; else the seconds to stay away."""
-        if self._opened is None:
+        if self.is_closed:
             return None
         with _breakers_lock:
             if self._opened is None:  # closed while this thread waited for the lock

@@ -318,21 +318,22 @@ return {{1, start - now, chosen, start, cause}}
 """
 
 
-def _book(memory: Memory, now: int, keys: Keys, arguments: Arguments) -> list[int]:
+def _book(memory: Memory, keys: Keys, arguments: Arguments) -> list[int]:
     width, patience, before, *pairs = arguments
     blocked, *meters = keys
+    now = memory.now
     asked = list(zip(meters, pairs[::2], pairs[1::2], strict=True))
     current = now // width
-    start = max(now, memory.entry(blocked, now).get("until", 0))
+    start = max(now, memory.entry(blocked).get("until", 0))
     if before >= 0:
         if start == now and current <= before:
             start = max(now, before * width)
             return [1, start - now, before, start, 0]
-        _correct(memory, now, meters, [before, *(-amount for amount in pairs[1::2])])
+        _correct(memory, meters, [before, *(-amount for amount in pairs[1::2])])
     first = start // width
     chosen, cause = first, 0
     for number, (meter, limit, amount) in enumerate(asked, start=1):
-        bucket = _earliest(memory.entry(meter, now), limit, amount, current, first)
+        bucket = _earliest(memory.entry(meter), limit, amount, current, first)
         if bucket > chosen:
             chosen, cause = bucket, number
     if chosen > first:
@@ -340,9 +341,9 @@ def _book(memory: Memory, now: int, keys: Keys, arguments: Arguments) -> list[in
     if start - now > patience:
         return [0, start - now, chosen, start, cause]
     for meter, _, amount in asked:
-        booked = memory.entry(meter, now)
+        booked = memory.entry(meter)
         booked[chosen] = booked.get(chosen, 0) + amount
-        memory.keep(meter, booked, now + (chosen - current + _RUN) * width, now)
+        memory.keep(meter, booked, now + (chosen - current + _RUN) * width)
     return [1, start - now, chosen, start, cause]
 
 
@@ -370,10 +371,10 @@ return {}
 """
 
 
-def _correct(memory: Memory, now: int, keys: Keys, arguments: Arguments) -> list[int]:
+def _correct(memory: Memory, keys: Keys, arguments: Arguments) -> list[int]:
     bucket, *changes = arguments
     for meter, change in zip(keys, changes, strict=True):
-        booked = memory.entry(meter, now)
+        booked = memory.entry(meter)
         if bucket in booked:
             booked[bucket] += change
     return []
@@ -389,9 +390,9 @@ return {}
 """
 
 
-def _block(memory: Memory, now: int, keys: Keys, arguments: Arguments) -> list[int]:
-    until = max(now + arguments[0], memory.entry(keys[0], now).get("until", 0))
-    memory.keep(keys[0], {"until": until}, until, now)
+def _block(memory: Memory, keys: Keys, arguments: Arguments) -> list[int]:
+    until = max(memory.now + arguments[0], memory.entry(keys[0]).get("until", 0))
+    memory.keep(keys[0], {"until": until}, until)
     return []
 
 

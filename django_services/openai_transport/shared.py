@@ -47,6 +47,7 @@ class Memory:
     _MANY = 1_000
 
     def __init__(self) -> None:
+        self.now = 0  # microseconds of this process's clock, as the step that runs began
         self._entries: dict[str, dict[Any, int]] = {}
         self._ends: dict[str, int] = {}
         self._many = self._MANY
@@ -54,19 +55,19 @@ class Memory:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def entry(self, key: str, now: int) -> dict[Any, int]:
+    def entry(self, key: str) -> dict[Any, int]:
         """Return what is held under a key; empty, and not held, where its time has come."""
-        return self._entries[key] if self._ends.get(key, 0) > now else {}
+        return self._entries[key] if self._ends.get(key, 0) > self.now else {}
 
-    def keep(self, key: str, entry: dict[Any, int], until: int, now: int) -> None:
+    def keep(self, key: str, entry: dict[Any, int], until: int) -> None:
         """Hold an entry until a time in microseconds; one that was held longer still is."""
         if key not in self._entries and len(self._entries) >= self._many:
-            self._forget_ended(now)
+            self._forget_ended()
         self._ends[key] = max(until, self._ends.get(key, 0))
         self._entries[key] = entry
 
-    def _forget_ended(self, now: int) -> None:
-        for key in [key for key, end in self._ends.items() if end <= now]:
+    def _forget_ended(self) -> None:
+        for key in [key for key, end in self._ends.items() if end <= self.now]:
             del self._ends[key], self._entries[key]
         # Looking through all is worth it once in as many new keys as are held.
         self._many = max(self._MANY, 2 * len(self._entries))
@@ -78,19 +79,19 @@ class Step:
 
     Attributes:
         lua: The script; it finds `now` besides KEYS and ARGV, and returns a list
-            of whole numbers. KEYS are in one slot of a cluster, by their hash tag.
-        twin: Does the same with a `Memory`; takes that, now (microseconds of its
-            clock), the keys and the arguments.
+            of whole numbers and texts, which come as bytes. The keys are in one slot
+            of a cluster, by their hash tag.
+        twin: Does the same with a `Memory`; takes that, the keys and the arguments.
     """
 
     lua: str
-    twin: Callable[[Memory, int, Keys, Arguments], list[int]]
+    twin: Callable[[Memory, Keys, Arguments], list[Any]]
 
 
 class Answer(NamedTuple):
     """What a step returned, and where it ran."""
 
-    values: list[int]
+    values: list[Any]
     is_shared: bool  # in Redis
 
 
@@ -148,7 +149,8 @@ class Store:
     def run_here(self, step: Step, keys: Keys, arguments: Arguments) -> Answer:
         """Run a step in this process's memory."""
         with self._lock:
-            return Answer(step.twin(self._memory, _now(), keys, arguments), is_shared=False)
+            self._memory.now = _now()
+            return Answer(step.twin(self._memory, keys, arguments), is_shared=False)
 
     def _ask(self, step: Step, keys: Keys, arguments: Arguments) -> Answer | None:
         """Run a step in Redis; None if there is none, or none that answers."""
@@ -156,7 +158,7 @@ class Store:
             return None
         with _Verdict(self._breaker, self._redis):
             script = get_redis_client(self._redis).register_script(CLOCK + step.lua)
-            return Answer(script(keys, arguments), is_shared=True)  # type: ignore[arg-type]
+            return Answer(script(keys, arguments), is_shared=True)
         return None
 
     async def _aask(self, step: Step, keys: Keys, arguments: Arguments) -> Answer | None:
@@ -164,7 +166,7 @@ class Store:
             return None
         with _Verdict(self._breaker, self._redis):
             script = get_async_redis_client(self._redis).register_script(CLOCK + step.lua)
-            return Answer(await script(keys, arguments), is_shared=True)  # type: ignore[arg-type]
+            return Answer(await script(keys, arguments), is_shared=True)
         return None
 
     def _without_redis(
