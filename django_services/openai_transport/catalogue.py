@@ -26,7 +26,7 @@ ENCODING = "o200k_base"
 #: Prices as a project sets them: by model, US dollars for a million tokens.
 Prices = Mapping[str, Mapping[str, float]]
 
-_NO_PRICES: Prices = MappingProxyType({})
+NO_PRICES: Prices = MappingProxyType({})
 _NANO_DOLLAR = Decimal("1e-9")
 _MILLION = 1_000_000
 # No figure here has so many digits that a product of two would be rounded.
@@ -71,6 +71,7 @@ class Model:
     context_tokens: int | None = None  # of input and output; of each text to embed
     max_output_tokens: int | None = None  # of one answer
     encoding: str = ENCODING
+    image_tokens: int | None = None  # the most of one, where `tokens.IMAGE_TOKENS` is not
     shutdown: datetime.date | None = None  # the day from which it no longer answers
     price: Price | None = None
     source: str
@@ -104,7 +105,7 @@ def names() -> list[str]:
 
 
 def cost(
-    model: str | None, usage: Usage, *, prices: Prices = _NO_PRICES, is_batch: bool = False
+    model: str | None, usage: Usage, *, prices: Prices = NO_PRICES, is_batch: bool = False
 ) -> Decimal | None:
     """Return what an operation cost, in US dollars, exact to a billionth.
 
@@ -138,7 +139,7 @@ def most_expensive(
     answers: int = 1,
     service_tier: str = "",
     keeps_cache: bool = False,
-    prices: Prices = _NO_PRICES,
+    prices: Prices = NO_PRICES,
     is_batch: bool = False,
 ) -> Decimal | None:
     """Return the most that a request can cost, in US dollars: what a budget reserves.
@@ -174,7 +175,7 @@ def most_expensive(
         return _sum(iter(charges), ROUND_CEILING)
 
 
-def price_of(model: str | None, prices: Prices = _NO_PRICES) -> Price | None:
+def price_of(model: str | None, prices: Prices = NO_PRICES) -> Price | None:
     """Return a model's price: the catalogue's, with what the project says in its place.
 
     Args:
@@ -224,13 +225,15 @@ def _read(entry: dict[str, Any]) -> Iterator[Model]:
 
 
 def _price(entry: Mapping[str, Any]) -> Price:
-    factors = {name: Decimal(factor) for name, factor in entry.get("factors", {}).items()}
-    numbers = {
+    # Strings, since TOML's numbers are binary ones.
+    figures: dict[str, Any] = {
         name: Decimal(figure) if isinstance(figure, str) else figure
         for name, figure in entry.items()
-        if name != "factors"
     }
-    return Price(**numbers, factors=factors)
+    factors = figures.pop("factors", {})
+    return Price(
+        **figures, factors={processing: Decimal(factor) for processing, factor in factors.items()}
+    )
 
 
 def _overridden(price: Price, own: Mapping[str, float]) -> Price:
