@@ -24,7 +24,7 @@ from ..conf import OpenAISettings
 from ..exceptions import ServiceUnavailable
 from ..resilience import Backoff, Deadline
 from ..signals import openai_call_finished
-from . import context, pace
+from . import context, pace, waiting
 from .faults import MESSAGE, REDIRECTED, UNUSABLE, error_class, fault_in, retry_after
 from .network import until
 from .reading import Reading, Unusable, count_inputs, decode_json, read_embeddings
@@ -92,7 +92,7 @@ class GovernedTransport(httpx2.BaseTransport):
                     call.send_signal(call.ending(response))
                     return response
                 response.close()
-            time.sleep(delay)
+            waiting.sleep(delay)
 
     def close(self) -> None:
         self._inner.close()
@@ -123,7 +123,7 @@ class AsyncGovernedTransport(httpx2.AsyncBaseTransport):
                     await call.asend_signal(call.ending(response))
                     return response
                 await response.aclose()
-            await asyncio.sleep(delay)
+            await waiting.asleep(delay)
 
     async def _attempt(self, call: _Call) -> httpx2.Response:
         try:

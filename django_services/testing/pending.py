@@ -1,8 +1,8 @@
-"""What a project's own tests need of django_services."""
+"""Embeddings of a test's rows: brought in step when the test says so."""
 
 from __future__ import annotations
 
-from .embeddings.sync import Report, databases, sync
+from ..embeddings.sync import Report, databases, sync
 
 
 def embed_pending(using: str | None = None) -> Report:
