@@ -33,7 +33,9 @@ State = Literal["unsupported", "missing", "building", "invalid", "ready"]
 Progress = Callable[[float, str], object]
 
 POLL = 0.2  # seconds between two looks at a build
-PARAMETERS = {"m": 16, "ef_construction": 64}  # pgvector's own defaults
+#: pgvector's own ``m``, and twice its ``ef_construction``: among a million vectors in
+#: a thousand clusters, 64 left one query in sixteen without a way to its cluster.
+PARAMETERS = {"m": 16, "ef_construction": 128}
 OPCLASS = "halfvec_cosine_ops"
 
 #: Vendors whose databases have approximate indexes.

@@ -24,7 +24,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from django_services.embeddings import search_compiler
+from django_services.embeddings import ann_index, search_compiler
 from django_services.embeddings.models import Space
 from django_services.vectors import encoding
 from tests.testapp.models import Product
@@ -121,12 +121,13 @@ def build_index(space: Space) -> tuple[float, int]:
     """Build the space's index as a worker does; returns seconds and bytes."""
     table = Product.embeddings.index.chunk_model._meta.db_table
     name = f"django_services_ann_{space.pk}"
+    options = ", ".join(f"{key} = {value}" for key, value in ann_index.PARAMETERS.items())
     start = time.perf_counter()
     with connection.cursor() as cursor:
         cursor.execute("SET maintenance_work_mem = '4GB'")
         cursor.execute(
             f"CREATE INDEX {name} ON {table} USING hnsw ((vector::halfvec({space.dimensions})) "
-            f"halfvec_cosine_ops) WITH (m = 16, ef_construction = 64) WHERE space_id = {space.pk}"
+            f"halfvec_cosine_ops) WITH ({options}) WHERE space_id = {space.pk}"
         )
         elapsed = time.perf_counter() - start
         cursor.execute(f"VACUUM ANALYZE {table}")

@@ -354,11 +354,12 @@ def test_builds_on_one_table_take_turns(space, writer):
 @pytest.mark.parametrize(
     "definition",
     [
-        "hnsw ((vector::halfvec(8)) halfvec_cosine_ops) WITH (m=16, ef_construction=64) {where}",
-        "hnsw ((vector::halfvec(16)) halfvec_l2_ops) WITH (m=16, ef_construction=64) {where}",
-        "hnsw ((vector::halfvec(16)) halfvec_cosine_ops) WITH (m=8, ef_construction=64) {where}",
+        "hnsw ((vector::halfvec(8)) halfvec_cosine_ops) WITH (m=16, ef_construction=128) {where}",
+        "hnsw ((vector::halfvec(16)) halfvec_l2_ops) WITH (m=16, ef_construction=128) {where}",
+        "hnsw ((vector::halfvec(16)) halfvec_cosine_ops) WITH (m=8, ef_construction=128) {where}",
+        "hnsw ((vector::halfvec(16)) halfvec_cosine_ops) WITH (m=16, ef_construction=64) {where}",
         "hnsw ((vector::halfvec(16)) halfvec_cosine_ops) {where}",
-        "hnsw ((vector::halfvec(16)) halfvec_cosine_ops) WITH (m=16, ef_construction=64)",
+        "hnsw ((vector::halfvec(16)) halfvec_cosine_ops) WITH (m=16, ef_construction=128)",
         "btree (space_id)",
     ],
 )
