@@ -1,6 +1,16 @@
 """Gathers the packages' models, since Django looks for them here."""
 
+from .batches.models import BatchJob, BatchLine
 from .embeddings.documents import Document
 from .embeddings.models import Change, ChunkChange, Failure, Lease, Space
 
-__all__ = ["Change", "ChunkChange", "Document", "Failure", "Lease", "Space"]
+__all__ = [
+    "BatchJob",
+    "BatchLine",
+    "Change",
+    "ChunkChange",
+    "Document",
+    "Failure",
+    "Lease",
+    "Space",
+]
