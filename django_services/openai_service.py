@@ -19,6 +19,8 @@ from .exceptions import (
     ServiceNotConfigured,
 )
 from .lifecycle import Managed, ManagedPerLoop
+from .openai_transport import embedding_cache
+from .openai_transport.context import uncached
 from .openai_transport.faults import error_of, is_about_one_text
 from .privacy import Private
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import openai
 
     from .embedded.transport import EmbeddedTransport
+    from .openai_transport.embedding_cache import EmbeddingCache
     from .openai_transport.reading import Reading
     from .openai_transport.work import EmbeddingWork, Refusal
 
@@ -72,6 +75,7 @@ def embed(
     alias: str = "default",
     model: str | None = None,
     dimensions: int | None = None,
+    cache: bool | None = None,
 ) -> np.ndarray:
     """Return one vector for each text, in the order given.
 
@@ -84,6 +88,8 @@ def embed(
         model: Embedding model; the alias's if None. `embedded.MODEL` is answered
             in process whatever the alias's key.
         dimensions: Length of the vectors; see `embedding_space`.
+        cache: Whether embeddings of equal texts are taken from the cache and kept there:
+            the alias's EMBEDDING_CACHE, else the default cache. None: if that is set.
 
     Returns:
         ``float32`` array of shape ``(len(texts), dimensions)``, rows of L2 norm 1;
@@ -102,7 +108,7 @@ def embed(
     del texts
     work = _work_on(private, alias, model, dimensions)
     work.raise_invalid()
-    _embed(work)
+    _embed(work, _cache_for(work, cache))
     return work.matrix()
 
 
@@ -112,13 +118,14 @@ async def aembed(
     alias: str = "default",
     model: str | None = None,
     dimensions: int | None = None,
+    cache: bool | None = None,
 ) -> np.ndarray:
     """Return one vector for each text, in the order given; see `embed`."""
     private = Private(texts)
     del texts
     work = _work_on(private, alias, model, dimensions)
     work.raise_invalid()
-    await _aembed(work)
+    await _aembed(work, _cache_for(work, cache))
     return work.matrix()
 
 
@@ -348,6 +355,7 @@ def _work_on(
         dimensions=length,
         sends_dimensions=is_embedded or is_shortened,
         is_embedded=is_embedded,
+        server="" if is_embedded else conf.openai(alias).base_url,
     )
     return EmbeddingWork(texts, target)
 
@@ -355,17 +363,33 @@ def _work_on(
 # Sending
 
 
-def _embed(work: EmbeddingWork) -> None:
+def _cache_for(work: EmbeddingWork, wanted: bool | None) -> EmbeddingCache | None:
+    if work.target.is_embedded:  # answers sooner than a server of a cache
+        return None
+    return embedding_cache.of(conf.openai(work.target.alias), wanted=wanted)
+
+
+def _embed(work: EmbeddingWork, cache: EmbeddingCache | None = None) -> None:
     clients = _embedded_clients if work.target.is_embedded else _clients
-    for request in work.requests():
-        work.take(request, _send(clients.get(work.target.alias), work, request))
+    if cache is not None:
+        work.recall(cache.get_many(work.digests(), work.target.dimensions))
+    with uncached():  # what the transport does for the raw client is done here already
+        for request in work.requests():
+            work.take(request, _send(clients.get(work.target.alias), work, request))
+            if cache is not None:
+                cache.set_many(work.learned())
 
 
-async def _aembed(work: EmbeddingWork) -> None:
+async def _aembed(work: EmbeddingWork, cache: EmbeddingCache | None = None) -> None:
     clients = _async_embedded_clients if work.target.is_embedded else _async_clients
-    for request in work.requests():
-        client = clients.get(work.target.alias)
-        work.take(request, await _asend(client, work, request))
+    if cache is not None:
+        work.recall(await cache.aget_many(work.digests(), work.target.dimensions))
+    with uncached():
+        for request in work.requests():
+            client = clients.get(work.target.alias)
+            work.take(request, await _asend(client, work, request))
+            if cache is not None:
+                await cache.aset_many(work.learned())
 
 
 def _send(client: openai.OpenAI, work: EmbeddingWork, request: range) -> Reading | Refusal:

@@ -18,6 +18,7 @@ from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_services.db_service import init_db
+from django_services.openai_transport import embedding_cache
 
 from . import databases
 from .fake_openai import fake_openai  # noqa: F401  # a fixture
@@ -36,6 +37,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     may_measure = "not benchmark" not in config.option.markexpr
     return (os.cpu_count() or 1) if is_whole and not may_measure else 0
+
+
+@pytest.fixture(autouse=True)
+def _unknown_embeddings() -> None:
+    """Let no test be answered from what another one asked for."""
+    embedding_cache.forget()
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,26 @@
 """What a search looks for, and its vector in the space that answers.
 
 A text's vector is made when the search is evaluated, by the model of the active
-space, so that vectors of two models never meet. It is kept in Django's cache.
+space, so that vectors of two models never meet. It is kept in this process and in
+the cache that ``DJANGO_SERVICES["EMBEDDINGS"]["QUERY_CACHE"]`` names.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from abc import ABC, abstractmethod
 from typing import Any
 
-from django.core.cache import InvalidCacheBackendError, caches
 from django.db import models
 from django.utils.functional import Promise
 
-from .. import conf, openai_service
+from .. import conf, embedded, openai_service
 from ..exceptions import DimensionMismatch, InvalidInput, ServiceNotConfigured
+from ..openai_transport import context, embedding_cache
+from ..openai_transport.embedding_cache import EmbeddingCache
 from ..privacy import Private, private
 from ..vectors import encoding
-from . import spaces
 from .declaration import Embeddings
 from .models import Space
-
-logger = logging.getLogger(__name__)
-
-CACHE_PREFIX = "django_services:query:"
 
 
 class Wanted(ABC):
@@ -55,27 +50,27 @@ class WantedText(Wanted):
         self._text = Private(_checked_text(text))
 
     def vector(self, index: Embeddings, space: Space) -> bytes:
-        if not spaces.can_be_embedded(space, index):
-            raise ServiceNotConfigured(
-                f"The embeddings of {index.label} were made by {space.model}, which searches "
-                f"need too: set OPENAI_API_KEY, or run: manage.py embeddings sync {index.label}"
-            )
-        key = self._cache_key(space)
-        found = _cached(key, space.dimensions)
-        if found is None:
-            made = openai_service.embed(
-                [self._text.reveal()],
-                alias=index.alias,
-                model=space.model,
-                dimensions=space.dimensions,
-            )
-            found = encoding.encode(made[0], dimensions=space.dimensions)
-            _cache(key, found)
-        return found
-
-    def _cache_key(self, space: Space) -> str:
-        seed = f"{space.model}\n{space.dimensions}\n{self._text.reveal()}"
-        return CACHE_PREFIX + hashlib.sha256(seed.encode()).hexdigest()
+        cache = _cache()
+        (digest,) = embedding_cache.digests(
+            [self._text.reveal()],
+            server=_server_of(space, index),
+            model=space.model,
+            dimensions=space.dimensions,
+        )
+        known = cache.get_many([digest], space.dimensions) if cache else {}
+        if digest in known:
+            return encoding.Encoded(known[digest])  # the cache has checked it
+        made = openai_service.embed(
+            [self._text.reveal()],
+            alias=index.alias,
+            model=space.model,
+            dimensions=space.dimensions,
+            cache=False,  # queries have one of their own
+        )
+        vector = encoding.encode(made[0], dimensions=space.dimensions)
+        if cache:
+            cache.set_many({digest: bytes(vector)})
+        return vector
 
 
 class WantedVector(Wanted):
@@ -154,28 +149,25 @@ def _checked_text(text: Private[Any]) -> str:
     return value
 
 
-def _cached(key: str, dimensions: int) -> bytes | None:
-    try:
-        found = caches[conf.embeddings().query_cache].get(key)
-    except InvalidCacheBackendError:
-        raise
-    except Exception as error:  # noqa: BLE001
-        # Each backend has errors of its own, and a broken cache must not break search.
-        logger.warning("The cache of query vectors failed: %s", type(error).__name__)
+def _cache() -> EmbeddingCache | None:
+    if context.is_uncached():
         return None
-    # Whoever can write to the cache must not bring more than a wrong vector in.
-    if not isinstance(found, bytes) or len(found) != dimensions * encoding.ITEM_SIZE:
-        return None
-    try:
-        return encoding.encode(found)
-    except InvalidInput:
-        return None
-
-
-def _cache(key: str, vector: bytes) -> None:
     settings = conf.embeddings()
-    try:
-        caches[settings.query_cache].set(key, bytes(vector), settings.query_cache_timeout)
-    except Exception as error:  # noqa: BLE001
-        # As above.
-        logger.warning("The cache of query vectors failed: %s", type(error).__name__)
+    return EmbeddingCache(settings.query_cache, settings.query_cache_timeout, "query")
+
+
+def _server_of(space: Space, index: Embeddings) -> str:
+    """Return what names the server that makes vectors of the space.
+
+    Raises:
+        ServiceNotConfigured: Nothing makes them any more.
+    """
+    if space.model == embedded.MODEL:
+        return conf.EMBEDDED_URL
+    settings = conf.openai(index.alias)
+    if settings.is_embedded:
+        raise ServiceNotConfigured(
+            f"The embeddings of {index.label} were made by {space.model}, which searches "
+            f"need too: set OPENAI_API_KEY, or run: manage.py embeddings sync {index.label}"
+        )
+    return settings.base_url

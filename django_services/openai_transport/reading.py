@@ -42,7 +42,7 @@ class Reading:
 
     def at(self, dimensions: int) -> Reading:
         """Return the reading in which vectors of this length are right and others faulty."""
-        return self if dimensions == self.dimensions else _assemble(self.rows, dimensions)
+        return self if dimensions == self.dimensions else assemble(self.rows, dimensions)
 
 
 def read_embeddings(body: Any, count: int) -> Reading:
@@ -57,7 +57,38 @@ def read_embeddings(body: Any, count: int) -> Reading:
     lengths = Counter(map(len, filter(None, rows)))
     if not lengths:
         raise Unusable("no row holds numbers")
-    return _assemble(rows, lengths.most_common(1)[0][0] // FLOAT.itemsize)
+    return assemble(rows, lengths.most_common(1)[0][0] // FLOAT.itemsize)
+
+
+def assemble(rows: Sequence[bytes], dimensions: int) -> Reading:
+    """Return the reading of rows, in which vectors of this length are right.
+
+    Args:
+        rows: Each row's numbers as little-endian float32; empty where there are none.
+        dimensions: Length of a right vector.
+    """
+    size = dimensions * FLOAT.itemsize
+    faults = {
+        position: f"it has {len(row) // FLOAT.itemsize} dimensions, not {dimensions}"
+        if row
+        else "it holds no numbers"
+        for position, row in enumerate(rows)
+        if len(row) != size
+    }
+    blank = bytes(size)
+    joined = b"".join(blank if position in faults else row for position, row in enumerate(rows))
+    # A copy in the machine's own byte order, which may be written to.
+    vectors = np.frombuffer(joined, FLOAT).reshape(len(rows), dimensions).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("ij,ij->i", vectors, vectors)
+    bad = ~np.isfinite(squares) | (squares <= 0)
+    for position in np.flatnonzero(bad).tolist():
+        is_zero = squares[position] == 0
+        faults.setdefault(position, f"it is {'all zeros' if is_zero else 'not finite'}")
+    vectors[bad] = 0
+    squares[bad] = 1
+    vectors /= np.sqrt(squares)[:, None]
+    return Reading(rows, vectors, faults)
 
 
 def decode_json(content: bytes) -> Any:
@@ -111,28 +142,3 @@ def _floats_of_list(given: list[float]) -> bytes:
             return np.asarray(given, FLOAT).tobytes()
     except OverflowError:
         return b""
-
-
-def _assemble(rows: Sequence[bytes], dimensions: int) -> Reading:
-    size = dimensions * FLOAT.itemsize
-    faults = {
-        position: f"it has {len(row) // FLOAT.itemsize} dimensions, not {dimensions}"
-        if row
-        else "it holds no numbers"
-        for position, row in enumerate(rows)
-        if len(row) != size
-    }
-    blank = bytes(size)
-    joined = b"".join(blank if position in faults else row for position, row in enumerate(rows))
-    # A copy in the machine's own byte order, which may be written to.
-    vectors = np.frombuffer(joined, FLOAT).reshape(len(rows), dimensions).astype(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.einsum("ij,ij->i", vectors, vectors)
-    bad = ~np.isfinite(squares) | (squares <= 0)
-    for position in np.flatnonzero(bad).tolist():
-        is_zero = squares[position] == 0
-        faults.setdefault(position, f"it is {'all zeros' if is_zero else 'not finite'}")
-    vectors[bad] = 0
-    squares[bad] = 1
-    vectors /= np.sqrt(squares)[:, None]
-    return Reading(rows, vectors, faults)

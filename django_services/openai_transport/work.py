@@ -5,7 +5,7 @@ Decides and does no I/O, so that the sync and the async verb share all of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,7 @@ from ..exceptions import (
     ServiceError,
 )
 from ..privacy import Private
+from . import embedding_cache
 from .texts import collection_fault, plan_requests, sort_out
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Target:
     #: Whether the request says so, or leaves it to the model.
     sends_dimensions: bool
     is_embedded: bool
+    #: Base URL: two servers may name two models alike.
+    server: str = ""
 
 
 class EmbeddingWork:
@@ -61,7 +64,11 @@ class EmbeddingWork:
         self._texts = sort_out(texts)
         self._vectors = np.zeros((len(self._texts.unique), target.dimensions), np.float32)
         self._faults: dict[int, ServiceError] = {}
+        #: The places in `unique` of the texts that are sent: a request is a range of these.
+        self._sent: Sequence[int] = range(len(self._texts.unique))
         self._due = plan_requests(self._texts.unique)[::-1]
+        self._digests: list[str] = []
+        self._learned: dict[str, bytes] = {}
         self._refused_alone = 0
         self._accepted = 0
 
@@ -69,6 +76,33 @@ class EmbeddingWork:
         """Raise for the first text that is none."""
         for fault in self._texts.faults.values():
             raise fault
+
+    def digests(self) -> list[str]:
+        """Return the texts' keys in a cache of embeddings, each once; from now on `learned` has."""
+        target = self.target
+        self._digests = embedding_cache.digests(
+            self._texts.unique,
+            server=target.server,
+            model=target.model,
+            dimensions=target.dimensions if target.sends_dimensions else None,
+        )
+        return self._digests
+
+    def recall(self, known: Mapping[str, bytes]) -> None:
+        """Take the vectors that a cache knows by their digests; the other texts are sent."""
+        from .reading import assemble
+
+        places = [place for place, digest in enumerate(self._digests) if digest in known]
+        if places:
+            rows = [known[self._digests[place]] for place in places]
+            self._vectors[places] = assemble(rows, self.target.dimensions).vectors
+            self._sent = [n for n, digest in enumerate(self._digests) if digest not in known]
+            self._due = plan_requests([self._texts.unique[place] for place in self._sent])[::-1]
+
+    def learned(self) -> dict[str, bytes]:
+        """Return what a cache may keep of the replies since the last time."""
+        learned, self._learned = self._learned, {}
+        return learned
 
     def requests(self) -> Iterator[range]:
         """Yield what to send next; `take` its reply before the next step."""
@@ -78,8 +112,9 @@ class EmbeddingWork:
     def body(self, request: range) -> dict[str, Any]:
         """Return the request's JSON body."""
         is_probe = request == self.PROBE
+        texts = [self._texts.unique[place] for place in self._places(request)]
         body: dict[str, Any] = {
-            "input": ["test"] if is_probe else self._texts.unique[request.start : request.stop],
+            "input": ["test"] if is_probe else texts,
             "model": self.target.model,
             "encoding_format": "base64",
         }
@@ -116,11 +151,11 @@ class EmbeddingWork:
 
     def _take_refusal(self, request: range, refusal: Refusal) -> None:
         if isinstance(refusal.error, InvalidResponse) and request != self.PROBE:
-            self._faults.update(dict.fromkeys(request, refusal.error))
+            self._faults.update(dict.fromkeys(self._places(request), refusal.error))
         elif request == self.PROBE or not refusal.is_about_one_text:
             raise refusal.error
         elif len(request) == 1:
-            self._refuse(request.start, refusal.error)
+            self._refuse(self._sent[request.start], refusal.error)
         else:
             middle = (request.start + request.stop) // 2
             self._due += [range(middle, request.stop), range(request.start, middle)]
@@ -128,12 +163,22 @@ class EmbeddingWork:
     def _store(self, request: range, reading: Reading) -> None:
         if reading.dimensions != self.target.dimensions:
             reading = self._at_expected_length(request, reading)
-        self._vectors[request.start : request.stop] = reading.vectors
+        places = self._places(request)
+        # A slice is stored in one go.
+        rows = slice(places.start, places.stop) if isinstance(places, range) else places
+        self._vectors[rows] = reading.vectors
         for row, fault in reading.faults.items():
-            self._faults[request[row]] = InvalidResponse(
+            self._faults[places[row]] = InvalidResponse(
                 f"OpenAI ({self.target.alias}) returned an unusable vector: {fault}. Try again; "
                 "if it stays, use another model or server."
             )
+        if self._digests:
+            for row, place in enumerate(places):
+                if row not in reading.faults:
+                    self._learned[self._digests[place]] = reading.rows[row]
+
+    def _places(self, request: range) -> Sequence[int]:
+        return self._sent[request.start : request.stop]
 
     def _at_expected_length(self, request: range, reading: Reading) -> Reading:
         expected = reading.at(self.target.dimensions)

@@ -16,6 +16,8 @@ from django.views.debug import ExceptionReporter
 from django_services import openai_service
 from django_services.embeddings.models import Space
 from django_services.exceptions import ServiceNotConfigured, ServiceUnavailable
+from django_services.openai_transport import embedding_cache
+from django_services.openai_transport.context import attributed, uncached
 from tests.testapp.models import Article
 
 from .stored import new_space, random_vectors, store
@@ -82,6 +84,31 @@ def test_the_cache_answers_equal_texts(embedded_texts):
     for _ in range(3):
         list(Article.objects.search("a text"))
 
+    assert embedded_texts == ["a text"]
+
+
+def test_tenants_do_not_share_query_vectors(embedded_texts):
+    for tenant in ("acme", "other", "acme"):
+        with attributed(tenant=tenant):
+            list(Article.objects.search("a text"))
+
+    assert embedded_texts == ["a text", "a text"]
+
+
+def test_uncached_searches_embed_anew(embedded_texts):
+    list(Article.objects.search("a text"))
+
+    with uncached():
+        list(Article.objects.search("a text"))
+
+    assert embedded_texts == ["a text", "a text"]
+
+
+def test_another_process_finds_the_query_in_the_cache(embedded_texts):
+    expected = list(Article.objects.search("a text"))
+    embedding_cache.forget()
+
+    assert list(Article.objects.search("a text")) == expected
     assert embedded_texts == ["a text"]
 
 
