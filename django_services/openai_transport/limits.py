@@ -93,7 +93,7 @@ class Limiter:
         if refused:
             return refused
         keys, arguments = self._request(asked, patience)
-        answer = store().run(BOOK, keys, arguments, refuses=self._refuses)
+        answer = store().run(BOOK, keys, arguments, refuses=self._needs_redis(asked))
         return self._booking(asked, answer)
 
     async def abook(
@@ -111,7 +111,7 @@ class Limiter:
         if refused:
             return refused
         keys, arguments = self._request(asked, patience)
-        answer = await store().arun(BOOK, keys, arguments, refuses=self._refuses)
+        answer = await store().arun(BOOK, keys, arguments, refuses=self._needs_redis(asked))
         return self._booking(asked, answer)
 
     def confirm(self, booking: Booking, *, patience: float) -> Booking:
@@ -196,6 +196,10 @@ class Limiter:
             return None
         keys = [f"{self._prefix}{booking.model}:{kind}" for kind in kinds]
         return keys, [booking.bucket, *(changes[kind] for kind in kinds)]
+
+    def _needs_redis(self, asked: Booking) -> bool:
+        # What has no limit needs no Redis: all that it would tell is a block.
+        return self._refuses and bool(_meters(asked))
 
     def _blocked(self, model: str) -> str:
         return f"{self._prefix}{model}:blocked"
