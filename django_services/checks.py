@@ -8,10 +8,12 @@
 | django_services.E004 | a value of DJANGO_SERVICES["EMBEDDINGS"] cannot be used |
 | django_services.E005 | a database has a pool and CONN_MAX_AGE |
 | django_services.E006 | the embedded model would answer in production (``--deploy``) |
+| django_services.E007 | a value of DJANGO_SERVICES["LEDGER"] cannot be used |
 | django_services.W001 | a database has a pool that does not check its connections |
 | django_services.W002 | a cache is in the process's own memory (``--deploy``) |
 
-The ids from 101 on are those of declarations, in ``embeddings.checks``.
+The ids from 101 on are those of declarations, in ``embeddings.checks``; those from 201
+on of what an alias of OpenAI is set to, in ``openai_transport.checks``.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from django.core.checks import CheckMessage
 from . import conf
 from .embeddings.checks import check_declarations
 from .exceptions import ConfigurationError
+from .openai_transport.checks import check_openai, check_sharing
 
 _IN_PROCESS = (
     "django.core.cache.backends.locmem.LocMemCache",
@@ -35,7 +38,7 @@ _IN_PROCESS = (
 
 def check(**_: Any) -> list[CheckMessage]:
     """Run every check but those of a deployment; `apps` registers it."""
-    return [*check_settings(), *check_pools(), *check_declarations()]
+    return [*check_settings(), *check_openai(), *check_pools(), *check_declarations()]
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:
@@ -47,6 +50,7 @@ def check_settings(**_: Any) -> list[CheckMessage]:
         *_of_aliases("E002", conf.openai_aliases, conf.openai_section),
         *_of_aliases("E003", conf.redis_aliases, conf.redis),
         *_error("E004", conf.embeddings),
+        *_error("E007", conf.ledger),
     ]
 
 
@@ -62,7 +66,7 @@ def check_pools(**_: Any) -> list[CheckMessage]:
 
 def check_production(**_: Any) -> list[CheckMessage]:
     """Check what is meant for a developer's machine only."""
-    return [*_embedded_models(), *_caches_in_process()]
+    return [*_embedded_models(), *_caches_in_process(), *check_sharing()]
 
 
 def _error(number: str, read: Callable[[], object]) -> Iterator[CheckMessage]:
