@@ -315,7 +315,7 @@ def test_a_bound_is_rounded_up():
     tier=st.sampled_from(["", "flex", "priority", "ultrafast"]),
 )
 def test_no_call_costs_more_than_its_bound(model, parts, output, spare, tier):
-    plain, cached, written, kept = parts
+    _, cached, written, kept = parts
     used = Usage(
         input_tokens=sum(parts),
         cached_tokens=cached,
