@@ -17,12 +17,14 @@ class DjangoServicesConfig(AppConfig):
 
     def ready(self) -> None:
         # Not at the top: they need the models, which are loaded by now.
+        from . import ledger
         from .embeddings import capture, on_commit
 
         checks.register(_check)
         checks.register(_check_production, deploy=True)
         capture.connect()
         on_commit.connect()
+        ledger.connect()
         os.register_at_fork(after_in_child=_forget_inherited_connections)
 
 

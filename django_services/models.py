@@ -3,6 +3,7 @@
 from .batches.models import BatchJob, BatchLine
 from .embeddings.documents import Document
 from .embeddings.models import Change, ChunkChange, Failure, Lease, Space
+from .ledger.models import Usage
 
 __all__ = [
     "BatchJob",
@@ -13,4 +14,5 @@ __all__ = [
     "Failure",
     "Lease",
     "Space",
+    "Usage",
 ]

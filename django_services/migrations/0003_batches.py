@@ -8,7 +8,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("django_services", "0001_initial"),
+        ("django_services", "0002_usage"),
     ]
 
     operations = [
