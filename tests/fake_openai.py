@@ -24,7 +24,7 @@ import pytest
 from django.db import connections
 
 from django_services import openai_service
-from django_services.openai_transport import governor
+from django_services.openai_transport import call
 from django_services.resilience import Backoff
 
 KEY = "sk-test-key"
@@ -270,7 +270,8 @@ def _run_next(hooks: deque[Callable[[], object]]) -> None:
 @pytest.fixture
 def fake_openai(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOpenAI]:
     """A running `FakeOpenAI`, configured as the default OpenAI; retries do not wait."""
-    monkeypatch.setattr(governor, "BACKOFF", Backoff(first=0.001, longest=0.001))
+    for profile in call.BACKOFFS:
+        monkeypatch.setitem(call.BACKOFFS, profile, Backoff(first=0.001, longest=0.001))
     fake = FakeOpenAI()
     fake.start()
     settings.DJANGO_SERVICES = fake.settings()

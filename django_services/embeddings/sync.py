@@ -81,25 +81,34 @@ def sync(
             processes of both would undo each other's.
 
     Raises:
-        ServiceError: The OpenAI service as a whole cannot be used; the sources
-            stay pending.
+        ServiceError: The OpenAI service as a whole cannot be used for one of the
+            declarations; its sources stay pending, those of the others are done.
     """
     total = Report()
     stop = stop or Stop()
     size = batch_size or conf.embeddings().batch_size
+    error: ServiceError | None = None
     if mend:
-        _mend_capture(alias)
+        mend_capture(alias)
     for index in indexes_on(alias) if indexes is None else indexes:
         spaces.ensure(index, alias)
-        for batch in _Batches(index, alias, size, stop):
-            total.add(batch)
-            if progress is not None:
-                progress(index, batch)
+        try:
+            with openai_service.profile("task"), openai_service.attributed(feature=index.label):
+                for batch in _Batches(index, alias, size, stop):
+                    total.add(batch)
+                    if progress is not None:
+                        progress(index, batch)
+        except ServiceError as found:
+            # Another declaration may have another model, or another service.
+            error = error or found
+            continue
         if stop.is_set:
             break
         if _complete(index, alias, building, stop):
             total.activated.append(index.label)
     spaces.trim_log(alias)
+    if error is not None:
+        raise error
     return total
 
 
@@ -167,7 +176,7 @@ def databases() -> list[str]:
     ]
 
 
-def _mend_capture(alias: str) -> None:
+def mend_capture(alias: str) -> None:
     """Install missing triggers, and note what may have changed without them."""
     with own_transaction(alias):
         for label in capture.install(alias):

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ALL_COMPLETED, Future, wait
+from contextvars import copy_context
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -75,11 +77,13 @@ class Threads:
         self._threads: list[threading.Thread] = []
 
     def submit(self, function: Callable[[], R]) -> Future[R]:
-        """Run a function; its future gets the result or the error."""
+        """Run a function in the caller's context; its future gets the result or the error."""
         future: Future[R] = Future()
         if not self.most:
             _run(future, function)
             return future
+        # For whom a call is made, and how patient it is, travel in context variables.
+        function = partial(copy_context().run, function)
         if len(self._threads) < self.most:
             self._threads.append(threading.Thread(target=self._work, daemon=True))
             self._threads[-1].start()

@@ -12,7 +12,7 @@ from .sync import Report
 from .threads import Stop
 
 POLL_INTERVAL = 1.0  # seconds between two looks for changes
-ERROR_INTERVAL = 30.0  # seconds to wait for a service that cannot be used
+ERROR_INTERVAL = 30.0  # seconds; the longest wait for a service that cannot be used
 
 
 def watch(
@@ -24,8 +24,9 @@ def watch(
 ) -> Iterator[Report | ServiceError | DatabaseError]:
     """Sync until told to stop; yields what each sync did, or the error that makes it wait.
 
-    A service that cannot be used ends nothing: the sources stay pending, and it
-    is asked again after the time that it named, or half a minute.
+    A service that cannot be used ends nothing: the sources stay pending, and they
+    are looked at again after the time that it named, half a minute at most. What it
+    asked for beyond that the transport knows, and sends nothing before.
 
     Args:
         sync: Brings the pending sources in step.
@@ -41,7 +42,8 @@ def watch(
             report = sync()
         except (ServiceError, DatabaseError) as error:
             yield error
-            sleep(getattr(error, "retry_after", None) or ERROR_INTERVAL)
+            asked = getattr(error, "retry_after", None) or ERROR_INTERVAL
+            sleep(min(asked, ERROR_INTERVAL))
         else:
             yield report
             wait(POLL_INTERVAL)

@@ -11,7 +11,8 @@ from typing import Any
 import openai
 
 from .. import conf
-from .governor import AsyncGovernedTransport, GovernedTransport, Policy
+from .call import Policy
+from .governor import AsyncGovernedTransport, GovernedTransport
 from .keys import key_of
 from .network import open_async_transport, open_transport
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..exceptions import (
     AuthenticationFailed,
+    BudgetExceeded,
     ConfigurationError,
     InvalidRequest,
     InvalidResponse,
@@ -27,13 +28,23 @@ MESSAGE = "django_services.message"
 
 #: Our own codes, in the error bodies of answers that the transport makes itself.
 REDIRECTED = "redirect_not_followed"
+HOST_NOT_ALLOWED = "host_not_allowed"
 UNUSABLE = "invalid_response"
+LIMITED = "limit_reached"
+BUDGET = "budget_exceeded"
+PRICE_UNKNOWN = "price_unknown"
+CIRCUIT_OPEN = "circuit_open"
 
 ERRORS_BY_CODE: dict[str, type[ServiceError]] = {
     "insufficient_quota": QuotaExhausted,  # a 429 that no waiting helps
     "billing_hard_limit_reached": QuotaExhausted,
     REDIRECTED: ConfigurationError,
+    HOST_NOT_ALLOWED: ConfigurationError,
     UNUSABLE: InvalidResponse,
+    LIMITED: RateLimited,
+    BUDGET: BudgetExceeded,
+    PRICE_UNKNOWN: ConfigurationError,
+    CIRCUIT_OPEN: ServiceUnavailable,
 }
 
 ERRORS_BY_STATUS: dict[int, type[ServiceError]] = {
@@ -51,6 +62,7 @@ ADVICE: dict[type[ServiceError], str] = {
         'DJANGO_SERVICES["OPENAI"]["{alias}"]["API_KEY"], and what the key may do.'
     ),
     QuotaExhausted: "The account has no credit left. Add credit or raise its limit.",
+    BudgetExceeded: "A budget is spent. Raise it, or wait until it renews.",
     RateLimited: "The rate limit is reached. Try again later, or send from fewer workers.",
     ServiceUnavailable: "The service cannot answer now. Try again later.",
     InvalidRequest: "The request was refused as it stands. Check the model and the text's length.",

@@ -1,7 +1,8 @@
-"""The transport under the official client: every call's attempts, deadline and verdict.
+"""The transport under the official client: the way of every call, from ask to answer.
 
-One place for ``client.responses.create()`` and for ``embed()``. The SDK's own
-retries are off; a call that the SDK sends again all the same (after
+One way for ``client.responses.create()`` and for ``embed()``, for sync and async
+clients: `_Operation`, which asks its wire to send, to wait and to look up. The SDK's
+own retries are off; a call that the SDK sends again all the same (after
 ``client.with_options(max_retries=…)``) is attempted once. Imported when a client
 is built, since it loads httpx2.
 """
@@ -9,55 +10,35 @@ is built, since it loads httpx2.
 from __future__ import annotations
 
 import asyncio
-import datetime
-import json
-import logging
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-from urllib.parse import urlsplit
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 import httpx2
 
-from ..conf import OpenAISettings
-from ..exceptions import ServiceUnavailable
-from ..resilience import Backoff, Deadline
+from ..exceptions import (
+    BudgetExceeded,
+    QuotaExhausted,
+    RateLimited,
+    ServiceError,
+    ServiceUnavailable,
+)
 from ..signals import openai_call_finished
-from . import context, pace, waiting
-from .faults import MESSAGE, REDIRECTED, UNUSABLE, error_class, fault_in, retry_after
+from . import answers, embedding_cache, pace, telemetry, waiting
+from .budgets import Reservation
+from .call import Call, Ending, Policy, reading_of
+from .controls import Cause, Circuit, Controls, controls_of
+from .faults import BUDGET, CIRCUIT_OPEN, LIMITED, PRICE_UNKNOWN, retry_after
+from .limits import Booking
 from .network import until
-from .reading import Reading, Unusable, count_inputs, decode_json, read_embeddings
+from .streams import AsyncWatchedStream, Events, WatchedStream
 
-logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
-#: In ``response.extensions``: the `Reading` of an embeddings response, made once for all.
-READING = "django_services.reading"
-
-BACKOFF = Backoff()
-
-_RETRIED_STATUSES = frozenset({408, 409, 429})
-
-#: Another attempt would fail in the same way.
-_LASTING_ERRORS = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """How the calls of one alias are governed."""
-
-    alias: str
-    base_url: str
-    settings: OpenAISettings
-
-    @property
-    def deadline(self) -> float:
-        """Seconds over all attempts of a call. A call given a longer ``timeout=`` has that.
-
-        A stream is bound by it until it starts, and then by the timeout of each read.
-        """
-        is_task = context.current_profile() == "task"
-        return self.settings.task_deadline if is_task else self.settings.deadline
+#: Seconds after a call's deadline, when what it reserved is given back if nobody settled it.
+#: A stream may go on for longer than its deadline, but not without end.
+_GRACE = 10 * 60.0
 
 
 class GovernedTransport(httpx2.BaseTransport):
@@ -65,34 +46,16 @@ class GovernedTransport(httpx2.BaseTransport):
 
     Args:
         inner: What sends one request and returns its answer.
+        policy: How the calls are governed.
     """
 
     def __init__(self, inner: httpx2.BaseTransport, policy: Policy) -> None:
         self._inner = inner
         self._policy = policy
+        self._wire = _SyncWire(inner)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        call = _Call(self._policy, request)
-        while True:
-            call.start_attempt()
-            try:
-                with until(call.deadline):
-                    response = self._inner.handle_request(request)
-                    if not call.is_stream(response):
-                        response.read()
-            except httpx2.RequestError as error:
-                delay = call.delay_after_error(error)
-                if delay is None:
-                    call.send_signal(call.failure())
-                    raise
-            else:
-                response = call.verdict_on(response)
-                delay = call.delay_after(response)
-                if delay is None:
-                    call.send_signal(call.ending(response))
-                    return response
-                response.close()
-            waiting.sleep(delay)
+        return _completed(_Operation(Call(self._policy, request), self._wire).answer())
 
     def close(self) -> None:
         self._inner.close()
@@ -104,28 +67,349 @@ class AsyncGovernedTransport(httpx2.AsyncBaseTransport):
     def __init__(self, inner: httpx2.AsyncBaseTransport, policy: Policy) -> None:
         self._inner = inner
         self._policy = policy
+        self._wire = _AsyncWire(inner)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        call = _Call(self._policy, request)
+        return await _Operation(Call(self._policy, request), self._wire).answer()
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+# The way of a call --------------------------------------------------------------------
+
+
+class _Operation:
+    """One call under way: from what it may do to what it came to."""
+
+    def __init__(self, call: Call, wire: _Wire) -> None:
+        self._call = call
+        self._wire = wire
+        # What the embedded model answers costs nothing and has no limits.
+        is_governed = not call.settings.is_embedded
+        self._controls = controls_of(call.policy.alias) if is_governed else None
+        self._circuit: Circuit | None = None
+        self._reservation: Reservation | None = None
+        self._booking: Booking | None = None
+        self._events = Events()
+        self._span = telemetry.begin(
+            call.endpoint, call.asked, alias=call.policy.alias, settings=call.settings
+        )
+
+    async def answer(self) -> httpx2.Response:
+        """Return the answer that the caller gets."""
+        call = self._call
+        known = await self._known_embeddings()
+        if known is not None:
+            return answers.embeddings(call.request, known)
+        with self._span:
+            try:
+                response = await self._refusal() or await self._attempts()
+            except httpx2.RequestError:
+                await self._end(Ending(outcome=ServiceUnavailable.__name__))
+                raise
+            except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
+                # Broken off, as by a cancelled task: nobody knows what it came to, and its
+                # reservation lapses by itself.
+                await self._tell(Ending(outcome=type(error).__name__))
+                raise
+        if call.is_stream(response):
+            self._wire.watch(self._events, response, self._end_of_stream(response))
+        else:
+            await self._end(call.ending(response))
+            await self._keep_embeddings(response)
+        return response
+
+    # May it be sent?
+
+    async def _refusal(self) -> httpx2.Response | None:
+        if self._controls is None:
+            return None
+        return self._refused_by_circuit(self._controls) or await self._refused_by_budget(
+            self._controls
+        )
+
+    def _refused_by_circuit(self, controls: Controls) -> httpx2.Response | None:
+        circuit = controls.circuit(self._call.credentials)
+        seconds = circuit.breaker.refused_for()
+        if seconds is None:
+            self._circuit = circuit
+            return None
+        cause = circuit.cause
+        message = (
+            f"Not sent: the service's last answers were HTTP {cause.status}. "
+            f"It is tried again in {seconds:.0f} s."
+        )
+        return answers.error(
+            self._call.request,
+            cause.status,
+            message,
+            cause.code,
+            is_final=True,
+            retry_after=seconds,
+        )
+
+    async def _refused_by_budget(self, controls: Controls) -> httpx2.Response | None:
+        call = self._call
+        if not (call.is_paid and controls.budgets.has_budgets):
+            return None
+        cost = call.highest_cost()
+        if cost is None:
+            message = (
+                f"Not sent: a budget is set, and what the model {call.model!r} may cost is not "
+                f'known. Give its price in DJANGO_SERVICES["OPENAI"]["{call.policy.alias}"]'
+                '["PRICES"], or max_output_tokens in the request.'
+            )
+            return answers.error(call.request, 400, message, PRICE_UNKNOWN, is_final=True)
+        try:
+            self._reservation = await self._wire.do(
+                controls.budgets.reserve,
+                controls.budgets.areserve,
+                cost,
+                call.attribution,
+                lapses_after=call.deadline.remaining + _GRACE,
+            )
+        except BudgetExceeded as refusal:
+            return self._not_sent(429, BUDGET, refusal)
+        except ServiceUnavailable as refusal:
+            return self._not_sent(503, CIRCUIT_OPEN, refusal)
+        return None
+
+    def _not_sent(self, status: int, code: str, refusal: ServiceError) -> httpx2.Response:
+        return answers.error(
+            self._call.request,
+            status,
+            str(refusal),
+            code,
+            is_final=True,
+            retry_after=refusal.retry_after,
+        )
+
+    async def _turn(self) -> httpx2.Response | None:
+        """Wait for the call's turn within the limits a minute; refuse it if it is too far."""
+        call, controls = self._call, self._controls
+        if controls is None or call.request.method != "POST":
+            return None
+        limiter, limit = controls.limiter, call.limit
+        booking = await self._wire.do(
+            limiter.book,
+            limiter.abook,
+            call.model,
+            tokens=call.estimated_tokens() if limit.tokens else 0,
+            limit=limit,
+            patience=call.deadline.remaining,
+        )
+        while booking.delay:
+            await self._wire.sleep(booking.delay)
+            if waiting.is_skipped():
+                break
+            booking = await self._wire.do(
+                limiter.confirm, limiter.aconfirm, booking, patience=call.deadline.remaining
+            )
+        if booking.is_granted:
+            self._booking = booking
+            return None
+        return answers.error(
+            call.request,
+            429,
+            f"Not sent: {booking.reason}",
+            LIMITED,
+            is_final=True,
+            retry_after=booking.retry_after,
+        )
+
+    # Its attempts
+
+    async def _attempts(self) -> httpx2.Response:
+        call = self._call
         while True:
+            refusal = await self._turn()
+            if refusal is not None:
+                return refusal
             call.start_attempt()
             try:
-                response = await self._attempt(call)
+                response = await self._wire.send(call)
             except httpx2.RequestError as error:
+                self._heed_error()
                 delay = call.delay_after_error(error)
                 if delay is None:
-                    await call.asend_signal(call.failure())
                     raise
+                self._span.retried(type(error).__name__, delay)
             else:
                 response = call.verdict_on(response)
+                await self._heed(response)
                 delay = call.delay_after(response)
                 if delay is None:
-                    await call.asend_signal(call.ending(response))
                     return response
-                await response.aclose()
-            await waiting.asleep(delay)
+                self._span.retried(f"HTTP {response.status_code}", delay)
+                await self._wire.do(response.close, response.aclose)
+            await self._wire.sleep(delay)
 
-    async def _attempt(self, call: _Call) -> httpx2.Response:
+    def _heed_error(self) -> None:
+        if self._circuit is not None:
+            self._circuit.cause = Cause()
+            self._circuit.breaker.failed()
+
+    async def _heed(self, response: httpx2.Response) -> None:
+        """Let what the service answered govern the calls that come after."""
+        circuit, controls, status = self._circuit, self._controls, response.status_code
+        if circuit is None or controls is None:
+            return
+        if status < 300 or reading_of(response) is not None:
+            circuit.breaker.succeeded()
+            await self._block(controls, pace.used_up_for(response.headers))
+            return
+        kind, code = self._call.error_of(response), self._call.code_of(response)
+        if status == 401 or kind is QuotaExhausted:
+            # No waiting helps: every other call would be refused too.
+            circuit.cause = Cause(status, code)
+            circuit.breaker.trip()
+        elif kind is RateLimited:
+            circuit.breaker.released()
+            await self._block(controls, retry_after(response.headers))
+        elif status >= 500 or status == 408:
+            circuit.cause = Cause()
+            circuit.breaker.failed()
+        else:
+            circuit.breaker.succeeded()
+
+    async def _block(self, controls: Controls, seconds: float | None) -> None:
+        """Have every worker wait as long as the service asked this one to."""
+        if seconds:
+            limiter, model = controls.limiter, self._call.model or ""
+            await self._wire.do(limiter.block, limiter.ablock, model, seconds)
+
+    # How it ended
+
+    def _end_of_stream(
+        self, response: httpx2.Response
+    ) -> Callable[[BaseException | None, bool], Coroutine[Any, Any, None]]:
+        async def ended(error: BaseException | None, whole: bool) -> None:
+            ending = self._call.ending_of_stream(response, self._events, error, whole=whole)
+            await self._end(ending)
+
+        return ended
+
+    async def _end(self, ending: Ending) -> None:
+        """Settle what was reserved, and tell who listens."""
+        if self._controls is not None:
+            await self._settle(self._controls, ending)
+        await self._tell(ending)
+
+    async def _settle(self, controls: Controls, ending: Ending) -> None:
+        usage = ending.usage
+        if self._reservation is not None:
+            budgets, cost = controls.budgets, self._call.cost(ending)
+            await self._wire.do(budgets.settle, budgets.asettle, self._reservation, cost)
+        if self._booking is not None and usage.input_tokens is not None:
+            used = usage.input_tokens + (usage.output_tokens or 0)
+            limiter = controls.limiter
+            await self._wire.do(limiter.settle, limiter.asettle, self._booking, used)
+
+    async def _tell(self, ending: Ending) -> None:
+        if self._circuit is not None:
+            self._circuit.breaker.released()
+        self._span.end(
+            outcome=ending.outcome,
+            status=ending.response.status_code if ending.response else None,
+            usage=ending.usage,
+            answer=ending.body,
+            attempts=self._call.attempts,
+        )
+        # Robust: whoever listens must not make a call fail that went well.
+        await self._wire.do(
+            openai_call_finished.send_robust,
+            openai_call_finished.asend_robust,
+            sender=GovernedTransport,
+            **self._call.payload(ending),
+        )
+
+    # Embeddings that are known already
+
+    async def _known_embeddings(self) -> bytes | None:
+        call = self._call
+        if not self._may_be_kept:
+            return None
+        return await self._wire.do(
+            embedding_cache.answer_for, embedding_cache.aanswer_for, call.asked, call.settings
+        )
+
+    async def _keep_embeddings(self, response: httpx2.Response) -> None:
+        call, reading = self._call, reading_of(response)
+        if self._may_be_kept and reading is not None and not reading.faults:
+            await self._wire.do(
+                embedding_cache.keep, embedding_cache.akeep, call.asked, reading, call.settings
+            )
+
+    @property
+    def _may_be_kept(self) -> bool:
+        return self._call.endpoint == "/embeddings" and bool(self._call.settings.embedding_cache)
+
+
+# What waits, sends and looks up -------------------------------------------------------
+
+
+class _Wire(ABC):
+    """What a call needs done. Of a sync client nothing of it ever suspends."""
+
+    @abstractmethod
+    async def send(self, call: Call) -> httpx2.Response:
+        """Send the request once, and read the answer unless it is a stream."""
+
+    @abstractmethod
+    async def do(
+        self,
+        blocking: Callable[P, T],
+        awaited: Callable[P, Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Call the one of two twins that suits the client."""
+
+    @abstractmethod
+    def watch(self, events: Events, response: httpx2.Response, ended: _Ended) -> None:
+        """Look at the answer's pieces as they pass, and tell when there are no more."""
+
+    async def sleep(self, seconds: float) -> None:
+        await self.do(waiting.sleep, waiting.asleep, seconds)
+
+
+_Ended = Callable[[BaseException | None, bool], Coroutine[Any, Any, None]]
+
+
+class _SyncWire(_Wire):
+    def __init__(self, inner: httpx2.BaseTransport) -> None:
+        self._inner = inner
+
+    async def send(self, call: Call) -> httpx2.Response:
+        with until(call.deadline):
+            response = self._inner.handle_request(call.request)
+            if not call.is_stream(response):
+                response.read()
+        return response
+
+    async def do(
+        self,
+        blocking: Callable[P, T],
+        awaited: Callable[P, Coroutine[Any, Any, T]],  # noqa: ARG002 - the other twin
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        return blocking(*args, **kwargs)
+
+    def watch(self, events: Events, response: httpx2.Response, ended: _Ended) -> None:
+        def told(error: BaseException | None, whole: bool) -> None:
+            _completed(ended(error, whole))
+
+        assert isinstance(response.stream, httpx2.SyncByteStream)
+        response.stream = WatchedStream(response.stream, events, told)
+
+
+class _AsyncWire(_Wire):
+    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
+        self._inner = inner
+
+    async def send(self, call: Call) -> httpx2.Response:
         try:
             async with asyncio.timeout(call.deadline.remaining):
                 response = await self._inner.handle_async_request(call.request)
@@ -135,204 +419,25 @@ class AsyncGovernedTransport(httpx2.AsyncBaseTransport):
             raise httpx2.ReadTimeout("the call's deadline has passed") from None
         return response
 
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
-class _Call:
-    """One call of the SDK: decides what its transport then does; no I/O."""
-
-    def __init__(self, policy: Policy, request: httpx2.Request) -> None:
-        self.request = request
-        self._policy = policy
-        self._started = time.monotonic()
-        self._failures = 0
-        self._timeouts: Mapping[str, float | None] = request.extensions.get("timeout", {})
-        self.deadline = Deadline.after(max(policy.deadline, self._timeouts.get("read") or 0.0))
-        self._asked = _json_of(request)
-        self._decoded: tuple[httpx2.Response, Any] | None = None
-        self.endpoint = request.url.path.removeprefix(urlsplit(policy.base_url).path.rstrip("/"))
-
-    def start_attempt(self) -> None:
-        """Give the attempt no longer than the call has left."""
-        self.request.extensions["timeout"] = {
-            name: self.deadline.limit(self._timeouts.get(name))
-            for name in ("connect", "read", "write", "pool")
-        }
-
-    def is_stream(self, response: httpx2.Response) -> bool:
-        """Tell whether the caller reads the body himself, piece by piece."""
-        return response.status_code < 300 and (
-            self.request.headers.get("x-stainless-raw-response") == "stream"
-            or response.headers.get("content-type", "").startswith("text/event-stream")
-        )
-
-    def verdict_on(self, response: httpx2.Response) -> httpx2.Response:
-        """Return the response, or the error that it amounts to."""
-        response.request = self.request
-        if self.is_stream(response):
-            return response
-        if 300 <= response.status_code < 400:
-            return self._redirected(response)
-        if self.endpoint == "/embeddings" and response.status_code < 300:
-            return self._embeddings(response)
-        return response
-
-    def delay_after(self, response: httpx2.Response) -> float | None:
-        """Return the seconds until the next attempt; None if this answer is the last."""
-        self._failures += 1
-        if not self._is_worth_retrying(response):
-            return None
-        return self._delay(f"HTTP {response.status_code}", retry_after(response.headers))
-
-    def delay_after_error(self, error: httpx2.RequestError) -> float | None:
-        """Return the seconds until the next attempt; None if the error stands."""
-        self._failures += 1
-        if isinstance(error, _LASTING_ERRORS):
-            return None
-        return self._delay(type(error).__name__)
-
-    def ending(self, response: httpx2.Response) -> dict[str, Any]:
-        """Return the signal's payload for the answer that the caller gets."""
-        if self.is_stream(response):
-            return self._payload("ok", response)
-        # What was read already has its time; the SDK would find none.
-        response.elapsed = datetime.timedelta(seconds=time.monotonic() - self._started)
-        body = self._body_of(response)
-        if response.status_code < 300:
-            usage = body.get("usage") if isinstance(body, dict) else None
-            payload = self._payload("ok", response, usage if isinstance(usage, dict) else {})
-            pace.learn(
-                payload["alias"],
-                payload["model"],
-                response.headers,
-                seconds=response.elapsed.total_seconds(),
-                tokens=payload["input_tokens"],
-            )
-            return payload
-        error = error_class(response.status_code, fault_in(body).code)
-        return self._payload(error.__name__, response)
-
-    def failure(self) -> dict[str, Any]:
-        """Return the signal's payload where no answer came."""
-        return self._payload(ServiceUnavailable.__name__)
-
-    def send_signal(self, payload: dict[str, Any]) -> None:
-        # Robust: whoever listens must not make a call fail that went well.
-        openai_call_finished.send_robust(sender=GovernedTransport, **payload)
-
-    async def asend_signal(self, payload: dict[str, Any]) -> None:
-        await openai_call_finished.asend_robust(sender=GovernedTransport, **payload)
-
-    def _is_worth_retrying(self, response: httpx2.Response) -> bool:
-        status = response.status_code
-        if status < 300:
-            return False
-        told = response.headers.get("x-should-retry")  # the API's own word on it
-        if told in ("true", "false"):
-            return told == "true"
-        if not error_class(status, fault_in(self._body_of(response)).code).retryable:
-            return False
-        return status in _RETRIED_STATUSES or status >= 500
-
-    def _body_of(self, response: httpx2.Response) -> Any:
-        """Return the decoded answer; decoded once, since it may be megabytes."""
-        if self._decoded is None or self._decoded[0] is not response:
-            self._decoded = (response, decode_json(response.content))
-        return self._decoded[1]
-
-    def _delay(self, reason: str, asked: float | None = None) -> float | None:
-        if not self._may_be_sent_again():
-            return None
-        delay = BACKOFF.delay(self._failures, asked)
-        if delay is None or delay >= self.deadline.remaining:
-            return None
-        logger.info(
-            "OpenAI %r: %s failed (%s), attempt %d follows in %.1f s",
-            self._policy.alias,
-            self.endpoint,
-            reason,
-            self._failures + 1,
-            delay,
-        )
-        return delay
-
-    def _may_be_sent_again(self) -> bool:
-        # Above zero the SDK is retrying: two owners of retries would multiply them.
-        if self.request.headers.get("x-stainless-retry-count", "0") != "0":
-            return False
-        # Any other body, such as an upload's, can be read only once.
-        return isinstance(self.request.stream, httpx2.ByteStream)
-
-    def _embeddings(self, response: httpx2.Response) -> httpx2.Response:
-        count = count_inputs(self._asked.get("input"))
-        try:
-            reading = read_embeddings(self._body_of(response), count)
-        except Unusable as fault:
-            return self._answer(502, f"The embeddings response is unusable: {fault}.", UNUSABLE)
-        if reading.faults:
-            position, reason = next(iter(reading.faults.items()))
-            message = f"The embedding at index {position} is unusable: {reason}."
-            response = self._answer(502, message, UNUSABLE, final=True)
-        response.extensions[READING] = reading
-        return response
-
-    def _redirected(self, response: httpx2.Response) -> httpx2.Response:
-        message = (
-            f"The server answered with a redirect (HTTP {response.status_code}), which is not "
-            "followed, since the request would go to another address. Set OPENAI_BASE_URL to "
-            "the address that answers."
-        )
-        return self._answer(421, message, REDIRECTED, final=True)
-
-    def _answer(
-        self, status: int, message: str, code: str, *, final: bool = False
-    ) -> httpx2.Response:
-        """Return an answer of our own in the API's shape, so that the SDK raises its own error."""
-        error = {"message": message, "type": "django_services", "param": None, "code": code}
-        headers = {"content-type": "application/json"}
-        if final:
-            headers["x-should-retry"] = "false"
-        return httpx2.Response(
-            status,
-            headers=headers,
-            content=json.dumps({"error": error}).encode(),
-            extensions={MESSAGE: message},
-            request=self.request,
-        )
-
-    def _payload(
+    async def do(
         self,
-        outcome: str,
-        response: httpx2.Response | None = None,
-        usage: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        usage = usage or {}
-        model = self._asked.get("model")
-        return {
-            "alias": self._policy.alias,
-            "endpoint": self.endpoint,
-            "model": model if isinstance(model, str) else None,
-            "outcome": outcome,
-            "status": response.status_code if response else None,
-            "request_id": response.headers.get("x-request-id") if response else None,
-            "elapsed_ms": (time.monotonic() - self._started) * 1000,
-            "input_tokens": usage.get("prompt_tokens", usage.get("input_tokens")),
-            "output_tokens": usage.get("completion_tokens", usage.get("output_tokens")),
-        }
+        blocking: Callable[P, T],  # noqa: ARG002 - the other twin
+        awaited: Callable[P, Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        return await awaited(*args, **kwargs)
+
+    def watch(self, events: Events, response: httpx2.Response, ended: _Ended) -> None:
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        response.stream = AsyncWatchedStream(response.stream, events, ended)
 
 
-def reading_of(response: httpx2.Response) -> Reading | None:
-    """Return the vectors that the transport read from the response, if it held any."""
-    reading = response.extensions.get(READING)
-    return reading if isinstance(reading, Reading) else None
-
-
-def _json_of(request: httpx2.Request) -> dict[str, Any]:
-    if not request.headers.get("content-type", "").startswith("application/json"):
-        return {}
+def _completed(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run what never suspends to its end: the way of a call, for a sync client."""
     try:
-        body = decode_json(request.content)
-    except httpx2.RequestNotRead:
-        return {}
-    return body if isinstance(body, dict) else {}
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise RuntimeError("A call of a sync client was suspended.")

@@ -7,12 +7,19 @@ More would only meet the rate limit, fewer would not use it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from .. import conf
 
 _MINUTE = 60.0  # seconds
 #: What a new answer counts in the mean of a call's time and size.
 _WEIGHT = 0.2
+
+#: "1s", "6m0s", "20ms": how long until a limit is whole again.
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_UNITS = (60 * 60.0, 60.0, 1.0, 0.001)  # seconds
 
 _REQUESTS = "x-ratelimit-limit-requests"  # a minute
 _TOKENS = "x-ratelimit-limit-tokens"  # a minute
@@ -59,6 +66,31 @@ def in_flight(alias: str, model: str | None, most: int) -> int:
     """Return how many calls may be in flight, from 1 to ``most``; that if nothing was told."""
     pace = _paces.get((alias, model))
     return most if pace is None else max(1, min(most, math.ceil(min(pace.in_flight, most))))
+
+
+def limit_of(alias: str, model: str | None) -> conf.Limit:
+    """Return what the service told that it lets through each minute."""
+    pace = _paces.get((alias, model))
+    return _UNTOLD if pace is None else conf.Limit(requests=pace.requests, tokens=pace.tokens)
+
+
+_UNTOLD = conf.Limit()
+
+
+def used_up_for(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds for which an answer says that nothing more is let through."""
+    waits = [
+        _seconds(headers.get(f"x-ratelimit-reset-{kind}", ""))
+        for kind in ("requests", "tokens")
+        if headers.get(f"x-ratelimit-remaining-{kind}") == "0"
+    ]
+    return max(waits, default=0.0) or None
+
+
+def _seconds(text: str) -> float:
+    found = _DURATION.fullmatch(text)
+    parts = found.groups(default="0") if found else ()
+    return sum(float(part) * unit for part, unit in zip(parts, _UNITS, strict=False))
 
 
 def forget() -> None:

@@ -9,8 +9,15 @@ import asyncio
 import time
 from collections.abc import Callable
 
-#: Set by `testing`: takes the seconds that would have been waited.
+#: Set by `testing`: is told the seconds that pass without being waited for.
 instead: Callable[[float], object] | None = None
+
+_skipped = 0.0  # seconds
+
+
+def is_skipped() -> bool:
+    """Tell whether waits take no time: then no clock has moved after one."""
+    return instead is not None
 
 
 def sleep(seconds: float) -> None:
@@ -18,7 +25,7 @@ def sleep(seconds: float) -> None:
     if instead is None:
         time.sleep(seconds)
     else:
-        instead(seconds)
+        _skip(seconds, instead)
 
 
 async def asleep(seconds: float) -> None:
@@ -26,4 +33,15 @@ async def asleep(seconds: float) -> None:
     if instead is None:
         await asyncio.sleep(seconds)
     else:
-        instead(seconds)
+        _skip(seconds, instead)
+
+
+def now() -> float:
+    """Return the seconds of this process's clock, by which waits end."""
+    return time.monotonic() + _skipped
+
+
+def _skip(seconds: float, tell: Callable[[float], object]) -> None:
+    global _skipped  # noqa: PLW0603
+    _skipped += seconds
+    tell(seconds)

@@ -26,7 +26,7 @@ import pytest
 from django.db import connections
 
 from django_services import openai_service
-from django_services.openai_transport import governor
+from django_services.openai_transport import call
 from django_services.resilience import Backoff
 from tests.fake_openai import DIMENSIONS, KEY, FakeOpenAI, encoded
 
@@ -370,7 +370,8 @@ def _shown(file: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def fake_batches(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBatches]:
     """A running `FakeBatches`, configured as the default OpenAI; retries do not wait."""
-    monkeypatch.setattr(governor, "BACKOFF", Backoff(first=0.001, longest=0.001), raising=False)
+    for profile in call.BACKOFFS:
+        monkeypatch.setitem(call.BACKOFFS, profile, Backoff(first=0.001, longest=0.001))
     fake = FakeBatches()
     fake.start()
     settings.DJANGO_SERVICES = fake.settings()

@@ -17,6 +17,7 @@ from django_services.exceptions import (
     RateLimited,
     ServiceUnavailable,
 )
+from django_services.openai_transport import context
 from django_services.signals import embeddings_synced
 from django_services.testing import embed_pending
 from tests.testapp.models import Article, Author, Book, Note, Page, Product, Restaurant, Tag
@@ -336,6 +337,31 @@ def test_an_outage_is_no_attempt_and_leaves_the_sources_pending(index, article, 
     assert status_of(index).pending == 1
     assert not Failure.objects.exists()
     assert_invariants(index)
+
+
+def test_an_outage_of_one_model_holds_up_no_other_declaration(article, far_end):
+    Note.objects.create(subject="fine")
+
+    def refuse_articles():
+        if context.attribution().feature == "testapp.Article.embeddings":
+            raise RateLimited("wait", retry_after=3_600)
+
+    far_end.during_call = refuse_articles
+
+    with pytest.raises(RateLimited):
+        embed_pending()
+
+    assert status_of(get_index("testapp.Article.embeddings")).pending == 1
+    assert status_of(get_index("testapp.Note.embeddings")).fresh == 1
+
+
+def test_calls_of_a_sync_are_patient_and_say_what_they_are_for(article, far_end):
+    seen = []
+    far_end.during_call = lambda: seen.append((context.current_profile(), context.attribution()))
+
+    embed_pending()
+
+    assert seen == [("task", context.Attribution(feature="testapp.Article.embeddings"))]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,12 @@ def test_waits_as_long_as_the_service_says():
     assert step(error) == (error, 7.0)
 
 
+def test_does_not_sleep_through_a_long_wait_of_one_service():
+    error = RateLimited("Too many requests.", retry_after=3_600.0)
+
+    assert step(error) == (error, ERROR_INTERVAL)
+
+
 @pytest.mark.parametrize("error", [QuotaExhausted("No credit."), OperationalError("gone")])
 def test_waits_longer_for_what_cannot_be_used(error):
     assert step(error) == (error, ERROR_INTERVAL)

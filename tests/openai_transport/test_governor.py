@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from decimal import Decimal
 
 import httpx2
 import openai
@@ -10,9 +11,11 @@ import pytest
 
 from django_services import conf
 from django_services.openai_service import get_async_openai_client, get_openai_client
-from django_services.openai_transport import governor
+from django_services.openai_transport import call, waiting
 from django_services.resilience import Backoff
 from django_services.signals import openai_call_finished
+
+ATTEMPTS = call.BACKOFFS["request"].attempts
 
 MODEL = "text-embedding-3-small"
 
@@ -112,7 +115,7 @@ def test_attempts_end(caller, fake_openai):
     with pytest.raises(openai.InternalServerError):
         caller.embed()
 
-    assert len(fake_openai.calls) == governor.BACKOFF.attempts
+    assert len(fake_openai.calls) == ATTEMPTS
 
 
 def test_a_call_that_the_sdk_retries_is_not_retried_below(caller, fake_openai):
@@ -121,7 +124,7 @@ def test_a_call_that_the_sdk_retries_is_not_retried_below(caller, fake_openai):
     with pytest.raises(openai.InternalServerError):
         caller.retrying(2)
 
-    assert len(fake_openai.calls) == governor.BACKOFF.attempts + 2
+    assert len(fake_openai.calls) == ATTEMPTS + 2
 
 
 @pytest.mark.parametrize(("told", "calls"), [("false", 1), ("true", 2)])
@@ -140,7 +143,7 @@ def test_the_apis_own_word_on_retries_is_obeyed(caller, fake_openai, told, calls
 
 def test_retry_after_is_waited_for(fake_openai, monkeypatch):
     waits = []
-    monkeypatch.setattr(governor.time, "sleep", waits.append)
+    monkeypatch.setattr(waiting, "instead", waits.append)
     fake_openai.fail(429, headers={"retry-after": "7"})
 
     SyncCaller().embed()
@@ -184,7 +187,7 @@ def test_slow_drip_ends_at_the_deadline(caller, fake_openai, settings):
 
 def test_the_deadline_counts_all_attempts(caller, fake_openai, settings, monkeypatch):
     settings.DJANGO_SERVICES = fake_openai.settings(DEADLINE=0.3, TIMEOUT=0.2)
-    monkeypatch.setattr(governor, "BACKOFF", Backoff(attempts=1_000, first=0.1, longest=0.1))
+    monkeypatch.setitem(call.BACKOFFS, "request", Backoff(attempts=1_000, first=0.1, longest=0.1))
     fake_openai.fail(503, times=1_000)
     started = time.monotonic()
 
@@ -198,12 +201,12 @@ def test_the_deadline_counts_all_attempts(caller, fake_openai, settings, monkeyp
 
 def test_a_longer_timeout_of_the_call_moves_its_deadline(fake_openai):
     settings = conf.OpenAISettings(deadline=1)
-    policy = governor.Policy(alias="default", base_url=fake_openai.url, settings=settings)
+    policy = call.Policy(alias="default", base_url=fake_openai.url, settings=settings)
     request = httpx2.Request(
         "GET", f"{fake_openai.url}/models", extensions={"timeout": {"read": 600.0}}
     )
 
-    assert governor._Call(policy, request).deadline.remaining > 500
+    assert call.Call(policy, request).deadline.remaining > 500
 
 
 # Redirects
@@ -296,8 +299,16 @@ def test_the_signal_tells_of_a_good_call(caller, fake_openai, finished):
         "outcome": "ok",
         "status": 200,
         "request_id": "req-1",
+        "attempts": 1,
         "input_tokens": 2,
+        "cached_tokens": 0,
         "output_tokens": None,
+        "is_estimated": False,
+        "cost": Decimal("0.00000004"),
+        "is_embedded": False,
+        "tenant": "",
+        "user": "",
+        "feature": "",
     }
 
 
@@ -319,7 +330,7 @@ def test_the_signal_names_the_error(caller, fake_openai, finished, fault, outcom
 
 
 def test_the_signal_tells_once_of_a_call_of_several_attempts(caller, fake_openai, finished):
-    fake_openai.reset(times=governor.BACKOFF.attempts)
+    fake_openai.reset(times=ATTEMPTS)
 
     with pytest.raises(openai.APIConnectionError):
         caller.embed()
