@@ -304,6 +304,7 @@ def test_a_bound_is_rounded_up():
     prices = {"mine": {"INPUT": 0.0001, "OUTPUT": 0}}
 
     assert most_expensive("mine", 1, 0, prices=prices) == Decimal("1e-9")
+    assert most_expensive("mine", 10, 0, prices={"mine": {"INPUT": 0.1}}) == Decimal("1e-6")
     assert cost("mine", usage(1), prices=prices) == 0
 
 

@@ -140,6 +140,13 @@ def test_the_bound_of_embeddings_is_never_below_the_count(texts):
 
 
 @pytest.mark.parametrize(
+    ("given", "length"), [("", 0), ("abc", 3), ("é", 2), ("字", 3), ("🦊", 4), ("\ud800", 3)]
+)
+def test_utf8_length(given, length):
+    assert tokens.utf8_length(given) == length
+
+
+@pytest.mark.parametrize(
     ("body", "least", "most"),
     [
         ({}, 0, 32),

