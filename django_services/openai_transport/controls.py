@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from .. import conf
 from ..lifecycle import Managed
 from ..resilience import Breaker
+from . import pace
 from .budgets import Budgets
 from .faults import CIRCUIT_OPEN
 from .limits import Limiter
@@ -78,6 +79,6 @@ def _build(alias: str) -> Controls:
 _controls = Managed(
     "OpenAI controls",
     _build,
-    lambda controls: None,  # noqa: ARG005
+    lambda controls: pace.forget(),  # noqa: ARG005
     settings=frozenset({"DJANGO_SERVICES", "CACHES"}),
 )

@@ -1,76 +1,68 @@
-"""Where limits and budgets are kept in a test, and the clock that they go by."""
+"""Who calls: the sync and the async client, so that a test holds for both."""
 
 from __future__ import annotations
 
-import datetime
-import time
-import uuid
-from collections.abc import Callable
+import asyncio
 
 import pytest
 
-from django_services import redis_service
-from django_services.openai_transport import budgets, shared
+from django_services.openai_service import get_async_openai_client, get_openai_client
+from django_services.signals import openai_call_finished
 
-PLACES = ("memory", "redis")
-
-Configure = Callable[..., None]
+MODEL = "text-embedding-3-small"
 
 
-class Clock:
-    """The clock of Redis and of this process at once; it stands until a test moves it."""
+class SyncCaller:
+    """Calls with the sync client."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._monkeypatch = monkeypatch
-        monkeypatch.setattr(shared, "_now", lambda: self.now)
-        monkeypatch.setattr(budgets, "_now", lambda: self.utc)
-        self.set(time.time())
+    def embed(self, given="a text", **options):
+        return get_openai_client().embeddings.create(input=given, model=MODEL, **options)
 
-    def set(self, seconds: float) -> None:
-        self.now = round(seconds * 1_000_000)  # microseconds
-        self._monkeypatch.setattr(shared, "CLOCK", f"local now = {self.now}\n")
+    def models(self):
+        return get_openai_client().models.list().data
 
-    def advance(self, seconds: float) -> None:
-        self.set(self.seconds + seconds)
+    def retrying(self, times):
+        client = get_openai_client().with_options(max_retries=times)
+        return client.embeddings.create(input="a text", model=MODEL)
 
-    @property
-    def seconds(self) -> float:
-        return self.now / 1_000_000
 
-    @property
-    def utc(self) -> datetime.datetime:
-        return datetime.datetime.fromtimestamp(self.seconds, datetime.UTC)
+class AsyncCaller:
+    """Calls with the async client, each in a loop of its own."""
+
+    def embed(self, given="a text", **options):
+        async def call():
+            client = get_async_openai_client()
+            return await client.embeddings.create(input=given, model=MODEL, **options)
+
+        return asyncio.run(call())
+
+    def models(self):
+        async def call():
+            return (await get_async_openai_client().models.list()).data
+
+        return asyncio.run(call())
+
+    def retrying(self, times):
+        async def call():
+            client = get_async_openai_client().with_options(max_retries=times)
+            return await client.embeddings.create(input="a text", model=MODEL)
+
+        return asyncio.run(call())
+
+
+@pytest.fixture(params=[SyncCaller, AsyncCaller], ids=["sync", "async"])
+def caller(request):
+    return request.param()
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
+def finished():
+    """What the signal told."""
+    payloads = []
 
+    def receive(sender, signal, **payload):
+        payloads.append(payload)
 
-@pytest.fixture
-def alias() -> str:
-    """An OpenAI alias that no other test has, so that a shared Redis holds nothing of it."""
-    return f"test-{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def configure(alias: str, settings) -> Configure:
-    """Set the settings of the alias, and where the shared state is: "" for this process."""
-
-    def set_services(redis: str = "", **keys: object) -> None:
-        found = {"URL": redis, "TIMEOUT": 0.5, "CONNECT_TIMEOUT": 0.5}
-        settings.DJANGO_SERVICES = {
-            "OPENAI": {alias: {"BASE_URL": "embedded://", **keys}},
-            "REDIS": {"default": found} if redis else {},
-        }
-        shared.forget()
-
-    yield set_services
-    shared.forget()
-    redis_service.close()
-
-
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> str:
-    """The URL of the Redis that holds the shared state; "" for this process: once with each."""
-    return "" if request.param == "memory" else request.getfixturevalue("redis_url")
+    openai_call_finished.connect(receive)
+    yield payloads
+    openai_call_finished.disconnect(receive)
