@@ -8,6 +8,7 @@ OpenAI reach this machine only, and the hosts that are named by the ini option
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
@@ -35,9 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", f"{MARKER}(*hosts): hosts that the OpenAI clients may reach in the test"
     )
-    guard = allow_hosts(*config.getini(OPTION))
-    guard.__enter__()
-    config.add_cleanup(lambda: guard.__exit__(None, None, None))
+    guard = contextlib.ExitStack()
+    guard.enter_context(allow_hosts(*config.getini(OPTION)))
+    config.add_cleanup(guard.close)
 
 
 @pytest.hookimpl(wrapper=True)

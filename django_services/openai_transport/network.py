@@ -20,6 +20,8 @@ import httpcore2
 import httpx2
 
 from ..resilience import Deadline
+from . import answers, hosts
+from .faults import HOST_NOT_ALLOWED
 
 #: The deadline of the call that runs in this thread, if one does.
 _deadline: ContextVar[Deadline | None] = ContextVar("django_services_openai_deadline", default=None)
@@ -27,9 +29,7 @@ _deadline: ContextVar[Deadline | None] = ContextVar("django_services_openai_dead
 
 def open_transport(base_url: str, limits: httpx2.Limits) -> httpx2.HTTPTransport:
     """Return a transport whose every socket operation ends by `until`'s deadline."""
-    transport = httpx2.HTTPTransport(
-        verify=_tls_context(), limits=limits, proxy=proxy_for(base_url)
-    )
+    transport = _Wire(verify=_tls_context(), limits=limits, proxy=proxy_for(base_url))
     # httpx2 passes no backend of ours to its pool; a test holds the attribute in place.
     pool = transport._pool
     pool._network_backend = _BoundedBackend(pool._network_backend)
@@ -38,9 +38,7 @@ def open_transport(base_url: str, limits: httpx2.Limits) -> httpx2.HTTPTransport
 
 def open_async_transport(base_url: str, limits: httpx2.Limits) -> httpx2.AsyncHTTPTransport:
     """Return a transport for an event loop, whose timeouts bound it exactly."""
-    return httpx2.AsyncHTTPTransport(
-        verify=_tls_context(), limits=limits, proxy=proxy_for(base_url)
-    )
+    return _AsyncWire(verify=_tls_context(), limits=limits, proxy=proxy_for(base_url))
 
 
 def proxy_for(base_url: str) -> str | None:
@@ -63,6 +61,32 @@ def until(deadline: Deadline) -> Iterator[None]:
         yield
     finally:
         _deadline.reset(token)
+
+
+class _Wire(httpx2.HTTPTransport):
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        if not hosts.is_allowed(request.url.host):
+            return _not_allowed(request)
+        return super().handle_request(request)
+
+
+class _AsyncWire(httpx2.AsyncHTTPTransport):
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if not hosts.is_allowed(request.url.host):
+            return _not_allowed(request)
+        return await super().handle_async_request(request)
+
+
+def _not_allowed(request: httpx2.Request) -> httpx2.Response:
+    host = request.url.host
+    message = (
+        f"Tests may not reach {host}; nothing was sent. Answer the call with "
+        f"django_services.testing.fake_openai, in pytest a fixture too; or answer it offline "
+        f"with OPENAI_BASE_URL=embedded://; or allow the host: "
+        f'@pytest.mark.openai_hosts("{host}"), the ini option django_services_allow_hosts, or '
+        f'django_services.testing.allow_hosts("{host}").'
+    )
+    return answers.error(request, 421, message, HOST_NOT_ALLOWED, is_final=True)
 
 
 @functools.cache

@@ -37,7 +37,7 @@ def answer(call: Call, reply: Reply) -> Answer:
 
 
 def _completion(call: Call, reply: Reply) -> dict[str, Any]:
-    message = {
+    message: dict[str, Any] = {
         "role": "assistant",
         "content": reply.text if reply.text or not reply.tool_calls else None,
         "refusal": reply.refusal or None,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import conf
 from . import chat, responses
@@ -18,8 +19,18 @@ from .replies import Reply, default_reply, reply_of
 #: What one request gets, by the request.
 Do = Callable[[Call], Answer | Broken]
 
-#: Endpoints where the model says something, with what makes the API's answer of it.
-SPEAKING = {"/chat/completions": chat, "/responses": responses}
+
+class _Speaking(NamedTuple):
+    """An endpoint where the model says something."""
+
+    answer: Callable[[Call, Reply], Answer]
+    schema_of: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
+
+
+_SPEAKING = {
+    "/chat/completions": _Speaking(chat.answer, chat.schema_of),
+    "/responses": _Speaking(responses.answer, responses.schema_of),
+}
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -92,19 +103,20 @@ class FakeOpenAI(Arrivals):
             disconnects: Break the connection where the stream is cut.
             times: How many requests; None: all from now on.
         """
-        options = {
-            "tool_calls": list(tool_calls),
-            "refusal": refusal,
-            "finish_reason": finish_reason,
-            "cut_after": cut_after,
-            "disconnects": disconnects,
-        }
+        reply = functools.partial(
+            reply_of,
+            tool_calls=list(tool_calls),
+            refusal=refusal,
+            finish_reason=finish_reason,
+            cut_after=cut_after,
+            disconnects=disconnects,
+        )
 
         def say(call: Call) -> Answer:
             said = content(call) if callable(content) else content
-            return SPEAKING[call.endpoint].answer(call, reply_of(said, **options))
+            return _SPEAKING[call.endpoint].answer(call, reply(said))
 
-        self._tell(say, SPEAKING, times)
+        self._tell(say, _SPEAKING, times)
 
     def replies(self, *contents: Any) -> None:
         """Say these to the next requests, one to each; see `reply`."""
@@ -231,7 +243,7 @@ class FakeOpenAI(Arrivals):
             self._told.append(_Told(do, wanted, times))
 
     def _well(self, call: Call) -> Answer:
-        if call.method == "POST" and call.endpoint in SPEAKING:
+        if call.method == "POST" and call.endpoint in _SPEAKING:
             return self._speak(call)
         if call.method == "POST" and call.endpoint in {"/embeddings", "/moderations"}:
             return self._look_at_texts(call)
@@ -240,9 +252,8 @@ class FakeOpenAI(Arrivals):
         return self._files.answer(call) or _unknown(call)
 
     def _speak(self, call: Call) -> Answer:
-        spoken = SPEAKING[call.endpoint]
-        reply: Reply = default_reply(spoken.schema_of(call.body))
-        return spoken.answer(call, reply)
+        speaking = _SPEAKING[call.endpoint]
+        return speaking.answer(call, default_reply(speaking.schema_of(call.body)))
 
     def _look_at_texts(self, call: Call) -> Answer:
         from . import vectors

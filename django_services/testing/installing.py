@@ -91,10 +91,11 @@ def _installed() -> Iterator[FakeOpenAI]:
 
 def _begin_anew() -> None:
     """Forget clients, and what was learned from the answers of another network."""
-    from ..openai_transport import pace
+    from ..openai_transport import controls, pace, shared
 
     openai_service.close()
-    pace.forget()
+    for state in (controls, pace, shared):
+        state.forget()
 
 
 def _decorated(test: Callable[..., Any]) -> Callable[..., Any]:

@@ -137,7 +137,7 @@ def _output_events(reply: Reply) -> Iterator[Event]:
     for index, item in enumerate(_output(reply)):
         place = {"output_index": index, "item_id": item["id"]}
         is_message = item["type"] == "message"
-        begun = {"content": []} if is_message else {"arguments": ""}
+        begun: dict[str, Any] = {"content": []} if is_message else {"arguments": ""}
         added = {**item, **begun, "status": "in_progress"}
         yield "response.output_item.added", {"output_index": index, "item": added}
         yield from _message_events(reply, place) if is_message else _tool_events(item, place)

@@ -129,8 +129,8 @@ def _form_fields(kind: str, content: bytes) -> Iterator[tuple[str, Any]]:
     """Yield the fields of a form: a string, or the name and bytes of a file."""
     head = b"content-type: " + kind.encode() + b"\r\n\r\n"
     form = email.message_from_bytes(head + content, policy=email.policy.HTTP)
-    for part in form.iter_parts():  # type: ignore[attr-defined]
-        name = part.get_param("name", header="content-disposition")
-        value = part.get_payload(decode=True)
+    for part in form.iter_parts():
+        name = str(part.get_param("name", header="content-disposition"))
+        value: Any = part.get_payload(decode=True)
         filename = part.get_filename()
         yield name, value.decode() if filename is None else (filename, value)

@@ -10,6 +10,8 @@ import pydantic
 import pytest
 
 from django_services.exceptions import (
+    AuthenticationFailed,
+    BudgetExceeded,
     InvalidResponse,
     QuotaExhausted,
     RateLimited,
@@ -480,3 +482,40 @@ def test_its_repr_tells_a_number_only():
         chat()
 
     assert repr(fake) == "<FakeOpenAI, 1 calls>"
+
+
+# What governs calls
+
+
+def test_a_limit_is_kept_without_a_wait(fake, settings):
+    settings.DJANGO_SERVICES = {"OPENAI": {"default": {"REQUESTS_PER_MINUTE": 2, "DEADLINE": 300}}}
+
+    for _ in range(5):
+        chat()
+
+    fake.assert_called(times=5)
+    assert sum(fake.waits) >= 120
+
+
+def test_a_breaker_that_one_fake_opened_is_closed_for_the_next():
+    with fake_openai() as fake:
+        fake.fail(401, times=None)
+        with pytest.raises(AuthenticationFailed):
+            embed(["text"])
+    with fake_openai() as fake:
+        embed(["text"])
+
+    fake.assert_called(times=1)
+
+
+def test_a_budget_that_one_fake_spent_is_whole_for_the_next(settings):
+    # Of which a text of 500 bytes may cost most, and costs a sixth.
+    settings.DJANGO_SERVICES = {"OPENAI": {"default": {"DAILY_BUDGET": 0.000_012}}}
+
+    for _ in range(2):
+        with fake_openai() as fake:
+            embed(["word " * 100])
+            with pytest.raises(BudgetExceeded):
+                embed(["term " * 100])
+
+        fake.assert_called(times=1)
