@@ -139,7 +139,8 @@ def upper_bound(body: Mapping[str, Any] | bytes, model: str | None = None) -> in
 
     A conversation that the service keeps, a file, a recording, and a tool that the
     service runs, such as a web search, have a length that nobody here knows: the
-    model's context size bounds them.
+    model's context size bounds them, for one turn. A tool of the service may take
+    several turns, so that what it adds is known only when it is settled.
 
     Args:
         body: The request's decoded JSON, or its bytes.
