@@ -117,11 +117,13 @@ def _row(number: int, chunks: int, space: Space, vector: bytes) -> bytes:
     return fixed + b"".join(struct.pack(">i", len(field)) + field for field in fields)
 
 
-def build_index(space: Space) -> tuple[float, int]:
-    """Build the space's index as a worker does; returns seconds and bytes."""
+def build_index(space: Space, **parameters: int) -> tuple[float, int]:
+    """Build the space's index, as a worker does but for `parameters`; returns seconds and bytes."""
     table = Product.embeddings.index.chunk_model._meta.db_table
     name = f"django_services_ann_{space.pk}"
-    options = ", ".join(f"{key} = {value}" for key, value in ann_index.PARAMETERS.items())
+    options = ", ".join(
+        f"{key} = {value}" for key, value in (ann_index.PARAMETERS | parameters).items()
+    )
     start = time.perf_counter()
     with connection.cursor() as cursor:
         cursor.execute("SET maintenance_work_mem = '4GB'")
@@ -214,7 +216,7 @@ def _afresh() -> Iterator[None]:
 def test_search_is_near_psycopg_alone():
     data = clustered(100_000, 512)
     space = fill(data)
-    seconds, size = build_index(space)
+    seconds, size = build_index(space, ef_construction=64)  # pgvector's default, for comparison
     raw, pgvector = Raw(space), search_with_pgvector(space)
     for query in data.queries[:20]:
         raw.search(query), search(query), pgvector(query)
