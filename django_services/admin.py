@@ -1,4 +1,4 @@
-"""What the admin shows: documents, what failed, and the spaces."""
+"""What the admin shows: documents, what failed, the spaces, and what was used at OpenAI."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 from django.contrib import admin, messages
 from django.db import transaction
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
@@ -16,14 +17,16 @@ from .embeddings import claims
 from .embeddings.declaration import indexes
 from .embeddings.search import SearchQuerySet
 from .exceptions import ServiceError
-from .models import Document, Failure, Space
+from .ledger.report import totals
+from .models import Document, Failure, Space, Usage
 
 if TYPE_CHECKING:
     AnyModelAdmin = admin.ModelAdmin[Any]
     FailureModelAdmin = admin.ModelAdmin[Failure]
     SpaceModelAdmin = admin.ModelAdmin[Space]
+    UsageModelAdmin = admin.ModelAdmin[Usage]
 else:
-    AnyModelAdmin = FailureModelAdmin = SpaceModelAdmin = admin.ModelAdmin
+    AnyModelAdmin = FailureModelAdmin = SpaceModelAdmin = UsageModelAdmin = admin.ModelAdmin
 
 
 class SearchAdmin(AnyModelAdmin):
@@ -108,3 +111,60 @@ class SpaceAdmin(SpaceModelAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
         return False
+
+
+@admin.register(Usage)
+class UsageAdmin(UsageModelAdmin):
+    """What was used at OpenAI, to look at; `manage.py services usage` adds it up."""
+
+    list_display = (
+        *("at", "model", "endpoint", "tenant", "user", "feature"),
+        *("input_tokens", "cached_tokens", "output_tokens", "shown_cost"),
+        *("attempts", "outcome", "shown_ms"),
+    )
+    list_filter = ("at", "alias", "model", "endpoint", "outcome", "is_estimated", "feature")
+    search_fields = ("=request_id", "=tenant", "=user", "=feature")
+    search_help_text = _("A request id, a tenant, a user or a feature.")
+    date_hierarchy = "at"
+    ordering = ("-at",)
+    list_per_page = 50
+    show_full_result_count = False
+
+    @admin.display(description=_("cost"), ordering="cost")
+    def shown_cost(self, usage: Usage) -> str:
+        return "?" if usage.cost is None else f"${usage.cost.normalize():f}"
+
+    @admin.display(description=_("ms"), ordering="ms")
+    def shown_ms(self, usage: Usage) -> str:
+        return f"{usage.ms:,.0f}"
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        response = super().changelist_view(request, extra_context)
+        # Another answer is a redirect: a filter that is none.
+        if isinstance(response, TemplateResponse) and response.context_data is not None:
+            response.context_data["subtitle"] = _summary(response.context_data["cl"].queryset)
+        return response
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+
+def _summary(rows: QuerySet[Usage]) -> str:
+    """Return what the rows under the filters come to."""
+    found = totals(rows)
+    parts = [
+        ngettext("%d operation", "%d operations", found.operations) % found.operations,
+        _("%d tokens in, %d out") % (found.input_tokens, found.output_tokens),
+        _("$%s") % f"{found.cost or 0:,.4f}",
+    ]
+    if found.unknown_cost:
+        parts.append(_("%d of unknown cost") % found.unknown_cost)
+    return ", ".join(map(str, parts))
