@@ -2,6 +2,8 @@
 
 The names below load on first use (PEP 562): importing this package, or having
 it in ``INSTALLED_APPS``, loads no SDK.
+
+PYTEST_DONT_REWRITE: a project may run pytest from its manage.py, after this was imported.
 """
 
 from __future__ import annotations

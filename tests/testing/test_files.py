@@ -5,6 +5,9 @@ import json
 import openai
 import pytest
 
+from django_services.batches import jobs
+from django_services.batches.lines import Request
+from django_services.batches.models import BatchJob
 from django_services.openai_service import get_openai_client
 
 EMBEDDINGS = "/v1/embeddings"
@@ -84,3 +87,17 @@ def test_a_batch_needs_its_file(fake):
         get_openai_client().batches.create(
             input_file_id="file-none", endpoint=EMBEDDINGS, completion_window="24h"
         )
+
+
+@pytest.mark.django_db
+def test_jobs_of_batches_are_done(fake):
+    fake.replies("an answer", "another")
+    requests = [
+        Request(name, {"model": "gpt-6-luna", "input": name}) for name in ("first", "second")
+    ]
+    (job,) = jobs.submit(requests, endpoint="/v1/responses")
+
+    done = jobs.advance(job)
+
+    assert done.state == BatchJob.State.DONE
+    fake.assert_called("/responses", times=2)
