@@ -340,8 +340,7 @@ def _section(name: str) -> Mapping[str, Any]:
 def _aliases(name: str) -> Mapping[str, Mapping[str, Any]]:
     """Return a section that holds one dict for each alias."""
     section = _section(name)
-    keys = _keys(_SECTIONS[name])
-    if misplaced := sorted(str(key).upper() for key in section if str(key).upper() in keys):
+    if misplaced := sorted({str(key).upper() for key in section} & _keys(_SECTIONS[name])):
         raise ConfigurationError(
             f'DJANGO_SERVICES["{name}"] holds {misplaced[0]} where it should hold aliases: '
             f'write {{"{name}": {{"default": {{"{misplaced[0]}": …}}}}}}.'
@@ -427,7 +426,7 @@ def _require_type(value: Any, expected: type) -> Any:
 
 
 def _require_dict(place: str, value: object) -> None:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, (dict, Mapping)):  # a dict is told sooner than any mapping
         raise ConfigurationError(f"{place} must be a dict, not of type {type(value).__name__}.")
 
 

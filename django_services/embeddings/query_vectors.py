@@ -7,6 +7,7 @@ the cache that ``DJANGO_SERVICES["EMBEDDINGS"]["QUERY_CACHE"]`` names.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -153,7 +154,12 @@ def _cache() -> EmbeddingCache | None:
     if context.is_uncached():
         return None
     settings = conf.embeddings()
-    return EmbeddingCache(settings.query_cache, settings.query_cache_timeout, "query")
+    return _cache_in(settings.query_cache, settings.query_cache_timeout)
+
+
+@functools.cache
+def _cache_in(alias: str, timeout: int) -> EmbeddingCache:
+    return EmbeddingCache(alias, timeout, "query")
 
 
 def _server_of(space: Space, index: Embeddings) -> str:

@@ -8,6 +8,7 @@ that fails, or does not answer, is a cache that knows nothing.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import logging
@@ -55,16 +56,21 @@ def digests(
         model: As the request names it.
         dimensions: As the request asks for; None where it leaves them to the model.
     """
-    parts = (conf.fake_network, context.attribution().tenant, server, model, str(dimensions))
-    # Each with its length: no two lists of parts make the same bytes. The text is the last.
-    seed = "".join(f"{len(part)}:{part}" for part in parts)
-    common = hashlib.sha256(seed.encode("utf-8", "surrogatepass"))
+    tenant = context.attribution().tenant
+    common = _common(conf.fake_network, tenant, server, model, str(dimensions))
     found = []
     for text in texts:
         digest = common.copy()
         digest.update(text.encode("utf-8", "surrogatepass"))
         found.append(digest.hexdigest())
     return found
+
+
+@functools.lru_cache(maxsize=256)
+def _common(*parts: str) -> hashlib._Hash:
+    # Each part with its length: no two lists of parts make the same bytes. The text is the last.
+    seed = "".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.sha256(seed.encode("utf-8", "surrogatepass"))
 
 
 class EmbeddingCache:
@@ -295,7 +301,7 @@ def _is_vector(value: object, dimensions: int | None) -> bool:
 
     numbers = np.frombuffer(value, "<f4")
     with np.errstate(over="ignore", invalid="ignore"):
-        square = float(numbers @ numbers)
+        square = float(numbers.dot(numbers))
     # NaN and infinity are in no open interval.
     return 0 < square < math.inf
 
@@ -309,7 +315,7 @@ _breakers: dict[str, Breaker] = {}
 
 def _asking(alias: str, ask: Callable[[BaseCache], T]) -> T | None:
     """Return what a cache answers; None where it fails, and for a pause after that."""
-    breaker = _breakers.setdefault(alias, Breaker(failures=1, pause=PAUSE))
+    breaker = _breakers.get(alias) or _breakers.setdefault(alias, Breaker(1, PAUSE))
     if breaker.refused_for() is not None:
         return None
     try:

@@ -37,7 +37,8 @@ class FarEnd(asyncio.Protocol):
             if len(body) < length:
                 return
             self.received = self.received[end + 4 + length :]
-            answer = self.answer(len(json.loads(body)["input"]))
+            asked = json.loads(body)
+            answer = self.answer(len(asked["input"])) if "input" in asked else COMPLETION
             asyncio.get_running_loop().call_later(self.latency, self.transport.write, answer)
 
     def answer(self, count: int) -> bytes:
@@ -50,10 +51,29 @@ class FarEnd(asyncio.Protocol):
             b'{"object":"list","data":[%b],"model":"%b","usage":{"prompt_tokens":1,'
             b'"total_tokens":1}}' % (rows, MODEL.encode())
         )
-        return (
-            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-            % (len(body), body)
-        )
+        return _http(body)
+
+
+def _http(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
+
+
+_MESSAGE = {"role": "assistant", "content": "With gzip."}
+COMPLETION = _http(
+    json.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "gpt-6-luna",
+            "choices": [{"index": 0, "finish_reason": "stop", "message": _MESSAGE}],
+            "usage": {"prompt_tokens": 12, "completion_tokens": 4, "total_tokens": 16},
+        }
+    ).encode()
+)
 
 
 async def serve(dimensions: int, latency: float) -> None:

@@ -16,7 +16,7 @@ from django.core.cache import InvalidCacheBackendError, caches
 from django.core.cache.backends.locmem import LocMemCache
 
 from django_services import conf, openai_service
-from django_services.exceptions import InvalidRequest
+from django_services.exceptions import InvalidRequest, InvalidResponse
 from django_services.openai_transport import embedding_cache
 from django_services.openai_transport.context import attributed, uncached
 from django_services.openai_transport.embedding_cache import EmbeddingCache, digests
@@ -405,7 +405,7 @@ def test_what_was_paid_for_before_an_error_is_kept(kept):
 
 def test_a_faulty_vector_is_not_kept(kept):
     kept.change(lambda rows: [{**rows[0], "embedding": encoded([0.0] * DIMENSIONS)}], times=9)
-    with pytest.raises(openai_service.InvalidResponse):
+    with pytest.raises(InvalidResponse):
         embed("a")
     kept._changes.clear()
 
