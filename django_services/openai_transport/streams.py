@@ -6,9 +6,10 @@ then is known what it used. The pieces reach the caller unchanged.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import httpx2
@@ -164,11 +165,12 @@ class AsyncWatchedStream(httpx2.AsyncByteStream):
         self,
         inner: httpx2.AsyncByteStream,
         events: Events | None,
-        ended: Callable[[BaseException | None, bool], Awaitable[object]],
+        ended: Callable[[BaseException | None, bool], Coroutine[Any, Any, object]],
     ) -> None:
         self._inner = inner
         self._events = events
-        self._ended: Callable[[BaseException | None, bool], Awaitable[object]] | None = ended
+        self._ended = ended
+        self._ending: asyncio.Task[object] | None = None
         self._is_exhausted = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -190,6 +192,8 @@ class AsyncWatchedStream(httpx2.AsyncByteStream):
             await self._end()
 
     async def _end(self, error: BaseException | None = None) -> None:
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            await ended(error, self._is_exhausted)
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._ended(error, self._is_exhausted))
+        # The SDK bounds the reading of the rest, and a browser that leaves cancels its
+        # reader: what the stream came to is settled and told all the same.
+        await asyncio.shield(self._ending)

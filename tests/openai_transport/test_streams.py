@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gzip
 import json
 import zlib
@@ -7,7 +9,7 @@ import zlib
 import httpx2
 import pytest
 
-from django_services.openai_transport.streams import Events, WatchedStream
+from django_services.openai_transport.streams import AsyncWatchedStream, Events, WatchedStream
 from django_services.openai_transport.usage import Usage
 
 
@@ -140,3 +142,32 @@ def test_the_error_that_breaks_it_is_told_and_passed_on(ended):
         list(stream)
 
     assert ended == [(error, False)]
+
+
+class AsyncSource(httpx2.AsyncByteStream):
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    async def __aiter__(self):
+        for piece in self.pieces:
+            yield piece
+
+
+def test_the_end_is_told_though_its_reader_is_cancelled_meanwhile():
+    told = []
+
+    async def ended(error, whole):
+        await asyncio.sleep(0.05)
+        told.append((error, whole))
+
+    async def read():
+        stream = AsyncWatchedStream(AsyncSource([CHUNK]), Events(), ended)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                async for _ in stream:
+                    pass
+        await stream.aclose()
+
+    asyncio.run(read())
+
+    assert told == [(None, True)]
