@@ -1,20 +1,24 @@
 """An OpenAI that does as it is told: an HTTP server on loopback, with faults on demand.
 
-It answers ``POST /v1/embeddings`` (base64 and float) and ``GET /v1/models``. What a
-test programs is used up in order, one fault for each call, before it answers well
+It answers ``/embeddings`` (base64 and float), ``/chat/completions`` and ``/responses``,
+whole and as streams, ``/moderations``, uploads to ``/files``, and ``GET /models``. What
+a test programs is used up in order, one fault for each call, before it answers well
 again. Vectors are made from the text's digest: equal texts, equal vectors.
 """
 
 from __future__ import annotations
 
 import base64
+import email
 import hashlib
+import itertools
 import json
+import re
 import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -30,6 +34,9 @@ from django_services.resilience import Backoff
 KEY = "sk-test-key"
 DIMENSIONS = 8
 DRIP = 5.0  # seconds, so that a test whose deadline does not hold fails and does not hang
+
+SAID = "Hello to you, world."
+USAGE = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
 
 #: Takes the handler of a request and answers it, well or not.
 Answer = Callable[["_Handler"], None]
@@ -62,7 +69,11 @@ class FakeOpenAI:
     headers: dict[str, str] = field(default_factory=dict)  # of every answer
     _answers: deque[Answer] = field(default_factory=deque)
     _hooks: deque[Callable[[], object]] = field(default_factory=deque)
+    _always: Callable[[], object] = field(default=lambda: None)
     _changes: deque[Change] = field(default_factory=deque)
+    _replies: deque[dict[str, Any]] = field(default_factory=deque)
+    #: Set when a client left in the middle of a stream.
+    left: threading.Event = field(default_factory=threading.Event)
     _refused: Callable[[str], bool] = field(default=lambda text: False)
     _server: ThreadingHTTPServer | None = None
 
@@ -83,6 +94,10 @@ class FakeOpenAI:
     def on_request(self, do: Callable[[], object]) -> None:
         """Run this while the next request waits for its answer, in the server's thread."""
         self._hooks.append(do)
+
+    def always(self, do: Callable[[], object]) -> None:
+        """Run this while each request from now on waits for its answer."""
+        self._always = do
 
     def fail(
         self,
@@ -129,6 +144,29 @@ class FakeOpenAI:
     def change(self, change: Change, times: int = 1) -> None:
         """Pass the rows of the next good responses through a function."""
         self._changes.extend([change] * times)
+
+    def say(self, text: str = SAID, **choice: Any) -> None:
+        """Answer the next completion with this text, and with what else its choice has.
+
+        Args:
+            text: Sent in pieces of a word, if it is streamed.
+            choice: ``finish_reason``, ``tool_calls``, ``refusal``.
+        """
+        self._replies.append({"text": text, **choice})
+
+    def stream(
+        self, *events: object, pause: float = 0.0, is_cut: bool = False, is_endless: bool = False
+    ) -> None:
+        """Answer the next call with these server-sent events, be they right or wrong.
+
+        Args:
+            events: A dict or a text each; bytes are sent as they are.
+            pause: Seconds before each.
+            is_cut: Whether the connection breaks after the last.
+            is_endless: Whether the last is sent again and again, for `DRIP`, until `left`.
+        """
+        sent = itertools.chain(events, itertools.repeat(events[-1]) if is_endless else ())
+        self._answers.append(lambda handler: handler.send_events(sent, pause, is_cut))
 
     def refuse(self, is_refused: Callable[[str], bool]) -> None:
         """From now on answer 400 to every request that holds such a text."""
@@ -178,9 +216,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _respond(self, fixed: dict[str, Any] | None) -> None:
         raw = self.rfile.read(int(self.headers.get("content-length", 0)))
-        self.call = Call(self.path, dict(self.headers), json.loads(raw) if raw else {})
+        is_json = self.headers.get("content-type", "").startswith("application/json")
+        self.raw = raw
+        self.call = Call(self.path, dict(self.headers), json.loads(raw) if is_json else {})
         self.fake.calls.append(self.call)
         _run_next(self.fake._hooks)
+        self.fake._always()
         if self.fake.latency:  # a test may count the calls of time.sleep
             time.sleep(self.fake.latency)
         if self.fake._answers:
@@ -188,7 +229,116 @@ class _Handler(BaseHTTPRequestHandler):
         elif fixed is not None:
             self.send(200, json.dumps(fixed).encode())
         else:
-            self._embed()
+            self._answer_well()
+
+    def _answer_well(self) -> None:
+        path = self.call.path.partition("?")[0]
+        for ending, answer in _ENDPOINTS.items():
+            if path.endswith(ending):
+                answer(self)
+                return
+        self._embed()
+
+    def _complete(self) -> None:
+        replies = self.fake._replies
+        reply = replies.popleft() if replies else {"text": SAID}
+        if self.call.body.get("stream"):
+            self.send_events(self._chunks(reply))
+            return
+        message = {"role": "assistant", "content": reply["text"]}
+        message |= {key: reply[key] for key in ("tool_calls", "refusal") if key in reply}
+        choice = {
+            "index": 0,
+            "message": message,
+            "finish_reason": reply.get("finish_reason", "stop"),
+        }
+        self._send_json({"object": "chat.completion", "choices": [choice], "usage": USAGE})
+
+    def _chunks(self, reply: dict[str, Any]) -> Iterator[object]:
+        yield chunk(role="assistant", content="")
+        for word in re.findall(r"\S+\s*|\s+", reply["text"]):
+            yield chunk(content=word)
+        if reply.get("refusal"):
+            yield chunk(refusal=reply["refusal"])
+        for index, tool in enumerate(reply.get("tool_calls", [])):
+            arguments = tool["function"]["arguments"]
+            begun = tool | {"index": index, "function": tool["function"] | {"arguments": ""}}
+            yield chunk(tool_calls=[begun])
+            for half in (arguments[:5], arguments[5:]):
+                yield chunk(tool_calls=[{"index": index, "function": {"arguments": half}}])
+        yield chunk(finish_reason=reply.get("finish_reason", "stop"))
+        if (self.call.body.get("stream_options") or {}).get("include_usage"):
+            yield {"object": "chat.completion.chunk", "choices": [], "usage": USAGE}
+        yield "[DONE]"
+
+    def _respond_to_input(self) -> None:
+        usage = {"input_tokens": 11, "output_tokens": 5, "total_tokens": 16}
+        text = {"type": "output_text", "text": SAID, "annotations": []}
+        message = {"id": "msg-1", "type": "message", "role": "assistant", "content": [text]}
+        body = {
+            "id": "resp-1",
+            "object": "response",
+            "status": "completed",
+            "model": self.call.body.get("model"),
+            "output": [message],
+            "usage": usage,
+        }
+        if not self.call.body.get("stream"):
+            self._send_json(body)
+            return
+        self.send_events(
+            [
+                {"type": "response.output_text.delta", "delta": SAID, "output_index": 0},
+                {"type": "response.completed", "response": body},
+            ]
+        )
+
+    def _moderate(self) -> None:
+        self._send_json({"results": [_moderation(text) for text in self.call.texts]})
+
+    def _upload(self) -> None:
+        head = f"content-type: {self.headers['content-type']}\r\n\r\n".encode()
+        parts = email.message_from_bytes(head + self.raw).get_payload()
+        assert isinstance(parts, list)
+        fields = {part.get_param("name", header="content-disposition"): part for part in parts}
+        content = fields["file"].get_payload(decode=True)
+        self._send_json(
+            {
+                "id": "file-1",
+                "object": "file",
+                "bytes": len(content),
+                "filename": fields["file"].get_filename(),
+                "purpose": fields["purpose"].get_payload(),
+            }
+        )
+
+    def _send_json(self, body: dict[str, Any]) -> None:
+        self.send(200, json.dumps({"model": self.call.body.get("model"), **body}).encode())
+
+    def send_events(
+        self, events: Iterable[object], pause: float = 0.0, is_cut: bool = False
+    ) -> None:
+        self.send_response(200)
+        given = {"content-type": "text/event-stream", "x-request-id": "req-1"}
+        for name, value in (given | {"transfer-encoding": "chunked"}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        end = time.monotonic() + DRIP
+        try:
+            for event in events:
+                time.sleep(pause)
+                self._send_chunk(_encoded_event(event))
+                if time.monotonic() > end:
+                    break
+            if not is_cut:
+                self._send_chunk(b"")
+        except OSError:
+            self.fake.left.set()
+        self.close_connection = True
+
+    def _send_chunk(self, content: bytes) -> None:
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(content), content))
+        self.wfile.flush()
 
     def _embed(self) -> None:
         if any(self.fake._refused(text) for text in self.call.texts):
@@ -253,6 +403,36 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
+_ENDPOINTS: dict[str, Answer] = {
+    "/chat/completions": _Handler._complete,
+    "/responses": _Handler._respond_to_input,
+    "/moderations": _Handler._moderate,
+    "/files": _Handler._upload,
+}
+
+
+def chunk(*, finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
+    """Return a piece of a streamed completion."""
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return {"object": "chat.completion.chunk", "model": "gpt-6-luna", "choices": [choice]}
+
+
+def _encoded_event(event: object) -> bytes:
+    if isinstance(event, bytes):
+        return event
+    data = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)
+    return f"data: {data}\n\n".encode()
+
+
+def _moderation(text: str) -> dict[str, Any]:
+    is_bad = "bad" in text
+    return {
+        "flagged": is_bad,
+        "categories": {"harassment": is_bad, "violence": False},
+        "category_scores": {"harassment": 0.9 if is_bad else 0.1, "violence": 0.0},
+    }
+
+
 def encoded(vector: np.ndarray | list[float]) -> str:
     """Return the vector as the API's base64."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
@@ -270,8 +450,9 @@ def _run_next(hooks: deque[Callable[[], object]]) -> None:
 @pytest.fixture
 def fake_openai(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOpenAI]:
     """A running `FakeOpenAI`, configured as the default OpenAI; retries do not wait."""
-    for profile in call.BACKOFFS:
-        monkeypatch.setitem(call.BACKOFFS, profile, Backoff(first=0.001, longest=0.001))
+    for profile, patience in call.BACKOFFS.items():
+        quick = Backoff(attempts=patience.attempts, first=0.001, longest=0.001)
+        monkeypatch.setitem(call.BACKOFFS, profile, quick)
     fake = FakeOpenAI()
     fake.start()
     settings.DJANGO_SERVICES = fake.settings()
