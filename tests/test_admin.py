@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 from django.contrib import admin
 from django.contrib.auth.models import Permission, User
@@ -11,7 +13,9 @@ from django_services.admin import SearchAdmin
 from django_services.embeddings.documents import Document
 from django_services.embeddings.models import Change, Failure, Space
 from django_services.exceptions import QuotaExhausted
+from django_services.models import Usage
 from django_services.testing import embed_pending
+from tests.ledger.calls import end_call
 from tests.testapp.models import Page
 
 pytestmark = pytest.mark.django_db
@@ -19,6 +23,7 @@ pytestmark = pytest.mark.django_db
 DOCUMENTS = "/admin/django_services/document/"
 FAILURES = "/admin/django_services/failure/"
 SPACES = "/admin/django_services/space/"
+USAGE = "/admin/django_services/usage/"
 
 
 @pytest.fixture
@@ -144,3 +149,43 @@ def test_spaces_cannot_be_deleted(admin_client, documents):
     pk = Space.objects.first().pk
 
     assert admin_client.post(f"{SPACES}{pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+@pytest.fixture
+def calls() -> None:
+    end_call(tenant="acme", cost=Decimal("0.5"))
+    end_call(tenant="acme", cost=None)
+    end_call(tenant="other", request_id="req_2", cost=Decimal("0.0000001"))
+
+
+def test_usage_can_be_seen_and_not_changed(admin_client, calls):
+    pk = Usage.objects.first().pk
+
+    assert admin_client.get(USAGE).status_code == 200
+    assert admin_client.get(f"{USAGE}{pk}/change/").status_code == 200
+    assert admin_client.get(f"{USAGE}add/").status_code == 403
+    assert admin_client.post(f"{USAGE}{pk}/change/", {}).status_code == 403
+    assert admin_client.post(f"{USAGE}{pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+def test_usage_is_added_up_under_its_filters(admin_client, calls):
+    everything = admin_client.get(USAGE)
+    of_acme = admin_client.get(USAGE, {"q": "acme"})
+
+    assert "3 operations, 3000 tokens in, 150 out, $0.5000, 1 of unknown cost" in page(everything)
+    assert "2 operations" in page(of_acme)
+
+
+def test_small_and_unknown_costs_of_usage_are_shown_as_they_are(admin_client, calls):
+    shown = page(admin_client.get(USAGE))
+
+    assert "$0.0000001" in shown
+    assert ">?<" in shown
+
+
+def test_a_filter_of_usage_that_is_none_is_no_error_page(admin_client, calls):
+    assert admin_client.get(USAGE, {"colour": "red"}).status_code == 302
+
+
+def page(response) -> str:
+    return response.content.decode()

@@ -120,7 +120,7 @@ class Command(BaseCommand):
 
         with _sentences():
             removed = ledger.prune(datetime.datetime.now(datetime.UTC) - _period(days))
-        self.stdout.write(f"{removed:,} rows removed from the ledger.")
+        self.stdout.write(f"{removed:,} row{'s' * (removed != 1)} removed from the ledger.")
 
 
 @contextlib.contextmanager
