@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import datetime
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..signals import openai_call_finished
@@ -18,9 +20,16 @@ def connect() -> None:
 
 
 def _record(**payload: Any) -> None:
-    from .recording import record  # not loaded by every process that has the app
+    _recorder()(payload)
 
-    record(payload)
+
+# Not loaded by every process that has the app; and an import statement takes its time
+# with every call.
+@functools.cache
+def _recorder() -> Callable[[Mapping[str, Any]], None]:
+    from .recording import record
+
+    return record
 
 
 def flush(timeout: float = 5.0) -> bool:
