@@ -1,45 +1,70 @@
-"""The door to OpenAI: clients for any of its endpoints, and verbs for embeddings.
+"""The door to OpenAI: clients for any of its endpoints, and verbs for what is common.
 
 ``get_openai_client()`` returns the SDK's own client, made once for each process
 and alias. Without a key, where that is allowed, it is answered in process by the
-embedded model. The SDK and numpy load on first use.
+embedded model. Everything that has no verb here is the client's. The SDK and numpy
+load on first use.
+
+Completions go to ``/chat/completions``, not to ``/responses``: every compatible server
+and gateway speaks it, so that an alias may change its server and not its code. What
+the Responses API alone can do, such as its own tools and the conversations that it
+keeps, is there through the client, under the same transport.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from . import conf, embedded
-from .exceptions import (
-    ConfigurationError,
-    InvalidInput,
-    InvalidResponse,
-    ServiceError,
-    ServiceNotConfigured,
-)
+from .exceptions import ConfigurationError, InvalidInput, ServiceError, ServiceNotConfigured
 from .lifecycle import Managed, ManagedPerLoop
-from .openai_transport import embedding_cache
-from .openai_transport.context import uncached
-from .openai_transport.faults import error_of, is_about_one_text
+from .openai_transport import catalogue, embedding_cache
+from .openai_transport.context import attributed, profile, uncached
+from .openai_transport.faults import error_of
 from .privacy import Private
 
 if TYPE_CHECKING:
-    import httpx2
     import numpy as np
     import openai
+    from django.http import HttpRequest, StreamingHttpResponse
 
     from .embedded.transport import EmbeddedTransport
+    from .openai_transport.completion_streams import AsyncCompletionStream, CompletionStream
+    from .openai_transport.completions import Asked, Completion, Target
     from .openai_transport.embedding_cache import EmbeddingCache
-    from .openai_transport.reading import Reading
-    from .openai_transport.work import EmbeddingWork, Refusal
+    from .openai_transport.moderation import Moderation
+    from .openai_transport.work import EmbeddingWork
 
-#: Length of the vectors of OpenAI's models, where the request does not say another.
-MODEL_DIMENSIONS = {
-    "text-embedding-3-small": 1_536,
-    "text-embedding-3-large": 3_072,
-    "text-embedding-ada-002": 1_536,
-}
+    Prompt = str | Sequence[Mapping[str, Any]]
+
+M = TypeVar("M")
+
+__all__ = [
+    "acomplete",
+    "aembed",
+    "amoderate",
+    "aping",
+    "astream",
+    "attributed",
+    "calls_in_flight",
+    "close",
+    "complete",
+    "count_tokens",
+    "embed",
+    "embed_outcomes",
+    "embedding_space",
+    "get_async_openai_client",
+    "get_openai_client",
+    "is_embedded",
+    "moderate",
+    "ping",
+    "profile",
+    "stream",
+    "streaming_response",
+    "uncached",
+    "warm_up",
+]
 
 
 # Clients
@@ -66,7 +91,25 @@ def get_async_openai_client(alias: str = "default") -> openai.AsyncOpenAI:
     return _async_clients.get(alias)
 
 
-# Verbs
+def warm_up(*aliases: str) -> None:
+    """Make now what the first call would wait for: the SDK's import, and the clients.
+
+    For ``asgi.py``, after ``get_asgi_application()``: the import takes most of a second,
+    in which an event loop would serve nobody. No call is made.
+
+    Args:
+        aliases: Whose clients are made; all that are configured if none is named.
+
+    Raises:
+        ServiceNotConfigured: An alias has no key.
+    """
+    for alias in aliases or conf.openai_aliases():
+        client = get_openai_client(alias)
+        # Each is a large module, which the SDK imports when it is first touched.
+        _ = client.chat.completions, client.embeddings, client.responses, client.moderations
+
+
+# Verbs of embeddings
 
 
 def embed(
@@ -214,6 +257,242 @@ def calls_in_flight(alias: str = "default", model: str | None = None, *, most: i
     return pace.in_flight(alias, model or conf.openai(alias).embedding_model, most)
 
 
+# Verbs of completions
+
+
+def complete(
+    prompt: Prompt,
+    *,
+    instructions: str | None = None,
+    response_model: type[M] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    model: str | None = None,
+    max_output_tokens: int | None = None,
+    temperature: float | None = None,
+    alias: str = "default",
+    **options: Any,
+) -> Completion[M]:
+    """Return a model's answer.
+
+    Args:
+        prompt: A text, or messages as ``chat.completions.create()`` takes them.
+        instructions: What the model is told before: a system message.
+        response_model: A Pydantic model, in whose shape the answer is: ``.parsed``.
+        tools: As ``chat.completions.create()`` takes them. Those that the model wants
+            to be called are ``.tool_calls``; nothing is called here.
+        model: The alias's ``model`` if None.
+        max_output_tokens: The most that the answer may have, reasoning included.
+        temperature: From 0, the model's own if None.
+        alias: The service's name in ``DJANGO_SERVICES["OPENAI"]``.
+        options: Any other of ``chat.completions.create()``, passed on as it is.
+
+    Raises:
+        InvalidInput: What was asked cannot be sent; names its position.
+        InvalidRequest: The service refused the request, or the model to answer
+            (``code`` "refusal", "content_filter"), or the answer was cut off before it
+            could be parsed ("length"). The same request would come to the same.
+        InvalidResponse: The answer cannot be used, or does not fit ``response_model``.
+        AuthenticationFailed: The service refused the key.
+        QuotaExhausted: The account has no credit left, or a budget is spent.
+        RateLimited: The rate limit was reached; ``retry_after`` says how long.
+        ServiceUnavailable: No answer before the deadline; safe to try again.
+    """
+    asked = _asked(prompt, instructions, tools, options)
+    del prompt, instructions, tools, options
+    target = _target(alias, model, response_model, max_output_tokens, temperature)
+    return _complete(target, asked)
+
+
+async def acomplete(
+    prompt: Prompt,
+    *,
+    instructions: str | None = None,
+    response_model: type[M] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    model: str | None = None,
+    max_output_tokens: int | None = None,
+    temperature: float | None = None,
+    alias: str = "default",
+    **options: Any,
+) -> Completion[M]:
+    """Return a model's answer; see `complete`."""
+    asked = _asked(prompt, instructions, tools, options)
+    del prompt, instructions, tools, options
+    target = _target(alias, model, response_model, max_output_tokens, temperature)
+    return await _acomplete(target, asked)
+
+
+def stream(
+    prompt: Prompt,
+    *,
+    instructions: str | None = None,
+    response_model: type[M] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    model: str | None = None,
+    max_output_tokens: int | None = None,
+    temperature: float | None = None,
+    alias: str = "default",
+    **options: Any,
+) -> CompletionStream[M]:
+    """Return an iterator over the pieces of a model's answer, as they come.
+
+    The call is made for the first piece. When the iterator ends, is closed or is
+    garbage, the call upstream is closed. Its ``completion`` is the whole answer, after
+    the last piece. Arguments and errors are those of `complete`; `InvalidInput` is
+    raised at once, the others while iterating.
+
+    Raises:
+        InvalidResponse: Also where the stream ends before its answer does (``code``
+            "cut_off").
+    """
+    asked = _asked(prompt, instructions, tools, options)
+    del prompt, instructions, tools, options
+    target = _target(alias, model, response_model, max_output_tokens, temperature)
+    return _stream(target, asked)
+
+
+def astream(
+    prompt: Prompt,
+    *,
+    instructions: str | None = None,
+    response_model: type[M] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    model: str | None = None,
+    max_output_tokens: int | None = None,
+    temperature: float | None = None,
+    alias: str = "default",
+    **options: Any,
+) -> AsyncCompletionStream[M]:
+    """Return an asynchronous iterator over the pieces of a model's answer; see `stream`."""
+    asked = _asked(prompt, instructions, tools, options)
+    del prompt, instructions, tools, options
+    target = _target(alias, model, response_model, max_output_tokens, temperature)
+    return _astream(target, asked)
+
+
+def streaming_response(
+    request: HttpRequest,
+    prompt: Prompt,
+    *,
+    instructions: str | None = None,
+    model: str | None = None,
+    max_output_tokens: int | None = None,
+    temperature: float | None = None,
+    alias: str = "default",
+    **options: Any,
+) -> StreamingHttpResponse:
+    """Return a response that sends a completion to the browser as it comes.
+
+    Server-sent events: ``data: {"text": …}`` for each piece, then ``event: done`` with
+    the usage, or ``event: error`` with a code and words that are fit for anyone. When
+    the browser leaves, the call upstream is closed. For WSGI and ASGI, by the kind of
+    ``request``. Arguments are those of `complete`.
+
+    Raises:
+        InvalidInput: What was asked cannot be sent; names its position.
+    """
+    from .openai_transport import browser
+
+    asked = _asked(prompt, instructions, None, options)
+    del prompt, instructions, options
+    target: Target[Any] = _target(alias, model, None, max_output_tokens, temperature)
+    if browser.is_async(request):
+        return browser.aresponse(_astream(target, asked))
+    return browser.response(_stream(target, asked))
+
+
+# Other verbs
+
+
+def moderate(
+    texts: Sequence[str], *, alias: str = "default", model: str | None = None
+) -> list[Moderation]:
+    """Return for each text, in the order given, whether it is harmful, and how.
+
+    Args:
+        texts: A list or tuple of strings, none of them blank. Any number.
+        alias: The service's name in ``DJANGO_SERVICES["OPENAI"]``.
+        model: The alias's ``moderation_model`` if None.
+
+    Raises:
+        InvalidInput: A text cannot be sent; names its position.
+        ServiceError: As `complete` raises it.
+    """
+    from .openai_transport import sending
+    from .openai_transport.moderation import ModerationWork
+
+    private = Private(texts)
+    del texts
+    work = ModerationWork(private, alias, model or conf.openai(alias).moderation_model)
+    for request in work.requests():
+        work.take(request, sending.post(get_openai_client(alias), request, alias))
+    return work.results()
+
+
+async def amoderate(
+    texts: Sequence[str], *, alias: str = "default", model: str | None = None
+) -> list[Moderation]:
+    """Return for each text, in the order given, whether it is harmful; see `moderate`."""
+    from .openai_transport import sending
+    from .openai_transport.moderation import ModerationWork
+
+    private = Private(texts)
+    del texts
+    work = ModerationWork(private, alias, model or conf.openai(alias).moderation_model)
+    for request in work.requests():
+        work.take(request, await sending.apost(get_async_openai_client(alias), request, alias))
+    return work.results()
+
+
+@overload
+def count_tokens(  # type: ignore[overload-overlap]  # a str is a sequence of them too
+    given: str, *, model: str | None = None, alias: str = "default"
+) -> int: ...
+
+
+@overload
+def count_tokens(
+    given: Sequence[str], *, model: str | None = None, alias: str = "default"
+) -> list[int]: ...
+
+
+@overload
+def count_tokens(
+    given: Sequence[Mapping[str, Any]], *, model: str | None = None, alias: str = "default"
+) -> int: ...
+
+
+def count_tokens(
+    given: Prompt | Sequence[str], *, model: str | None = None, alias: str = "default"
+) -> int | list[int]:
+    """Return how many tokens a text, each of a list of texts, or messages have; offline.
+
+    The first call loads a vocabulary, in about half a second.
+
+    Args:
+        given: A text, a list of texts, or messages as `complete` takes them, whose count
+            includes what frames them.
+        model: Whose tokens are counted; the alias's ``model`` if None.
+        alias: The service's name in ``DJANGO_SERVICES["OPENAI"]``; it needs no key.
+
+    Raises:
+        InvalidInput: It is none of them; names the position.
+    """
+    from .openai_transport import tokens
+
+    private: Private[Any] = Private(given)
+    del given
+    name = model or conf.openai_section(alias).model
+    if isinstance(private.reveal(), str):
+        return tokens.count(private.reveal(), name)
+    if _is_messages(private):
+        return tokens.count_messages(private.reveal(), name)
+    return tokens.count_many(private.reveal(), name)
+
+
+# State
+
+
 def ping(alias: str = "default") -> None:
     """Make the cheapest call there is; return if the service answers and takes the key.
 
@@ -227,6 +506,22 @@ def ping(alias: str = "default") -> None:
         return
     try:
         get_openai_client(alias).models.with_raw_response.list()
+    except openai.OpenAIError as error:
+        fault = error_of(error, alias)
+    else:
+        return
+    raise fault
+
+
+async def aping(alias: str = "default") -> None:
+    """Return if the service answers and takes the key; see `ping`."""
+    import openai
+
+    if is_embedded(alias):
+        await aembed(["ping"], alias=alias)
+        return
+    try:
+        await get_async_openai_client(alias).models.with_raw_response.list()
     except openai.OpenAIError as error:
         fault = error_of(error, alias)
     else:
@@ -329,8 +624,8 @@ def _embedded_dimensions(configured: int | None, asked: int | None) -> int:
 
 
 def _own_dimensions(model: str) -> int | None:
-    # Gateways put the provider's name in front: "openai/text-embedding-3-small".
-    return MODEL_DIMENSIONS.get(model.rsplit("/", 1)[-1])
+    known = catalogue.find(model)
+    return known.dimensions if known else None
 
 
 def _check_dimensions(dimensions: object) -> None:
@@ -360,6 +655,35 @@ def _work_on(
     return EmbeddingWork(texts, target)
 
 
+# What a verb asks, and of whom
+
+
+def _asked(
+    prompt: object, instructions: object, tools: object, options: Mapping[str, Any]
+) -> Asked:
+    from .openai_transport.completions import Asked
+
+    return Asked(prompt, instructions, tools, options)
+
+
+def _target(
+    alias: str,
+    model: str | None,
+    response_model: type[M] | None,
+    max_output_tokens: int | None,
+    temperature: float | None,
+) -> Target[M]:
+    from .openai_transport.completions import Target
+
+    name = model or conf.openai(alias).model
+    return Target(alias, name, response_model, max_output_tokens, temperature)
+
+
+def _is_messages(given: Private[Any]) -> bool:
+    held = given.reveal()
+    return isinstance(held, Sequence) and bool(held) and isinstance(held[0], Mapping)
+
+
 # Sending
 
 
@@ -370,71 +694,58 @@ def _cache_for(work: EmbeddingWork, wanted: bool | None) -> EmbeddingCache | Non
 
 
 def _embed(work: EmbeddingWork, cache: EmbeddingCache | None = None) -> None:
+    from .openai_transport import sending
+
     clients = _embedded_clients if work.target.is_embedded else _clients
     if cache is not None:
         work.recall(cache.get_many(work.digests(), work.target.dimensions))
     with uncached():  # what the transport does for the raw client is done here already
         for request in work.requests():
-            work.take(request, _send(clients.get(work.target.alias), work, request))
+            client = clients.get(work.target.alias)
+            work.take(request, sending.post_texts(client, work, request))
             if cache is not None:
                 cache.set_many(work.learned())
 
 
 async def _aembed(work: EmbeddingWork, cache: EmbeddingCache | None = None) -> None:
+    from .openai_transport import sending
+
     clients = _async_embedded_clients if work.target.is_embedded else _async_clients
     if cache is not None:
         work.recall(await cache.aget_many(work.digests(), work.target.dimensions))
     with uncached():
         for request in work.requests():
             client = clients.get(work.target.alias)
-            work.take(request, await _asend(client, work, request))
+            work.take(request, await sending.apost_texts(client, work, request))
             if cache is not None:
                 await cache.aset_many(work.learned())
 
 
-def _send(client: openai.OpenAI, work: EmbeddingWork, request: range) -> Reading | Refusal:
-    # Returned and not raised: the frames of the SDK hold texts and key.
-    import httpx2
-    import openai
+def _complete(target: Target[M], asked: Asked) -> Completion[M]:
+    from .openai_transport import completions, sending
 
-    try:
-        response = client.post("/embeddings", body=work.body(request), cast_to=httpx2.Response)
-    except openai.OpenAIError as error:
-        return _reply_to_error(error, work.target.alias)
-    return _reply_to(response, work.target.alias)
+    request = completions.request_of(asked, target)
+    reply = sending.post(get_openai_client(target.alias), request, target.alias)
+    return completions.completion_of(reply, target)
 
 
-async def _asend(
-    client: openai.AsyncOpenAI, work: EmbeddingWork, request: range
-) -> Reading | Refusal:
-    import httpx2
-    import openai
+async def _acomplete(target: Target[M], asked: Asked) -> Completion[M]:
+    from .openai_transport import completions, sending
 
-    try:
-        response = await client.post(
-            "/embeddings", body=work.body(request), cast_to=httpx2.Response
-        )
-    except openai.OpenAIError as error:
-        return _reply_to_error(error, work.target.alias)
-    return _reply_to(response, work.target.alias)
+    request = completions.request_of(asked, target)
+    client = get_async_openai_client(target.alias)
+    return completions.completion_of(await sending.apost(client, request, target.alias), target)
 
 
-def _reply_to(response: httpx2.Response, alias: str) -> Reading | Refusal:
-    from .openai_transport.governor import reading_of
-    from .openai_transport.work import Refusal
+def _stream(target: Target[M], asked: Asked) -> CompletionStream[M]:
+    from .openai_transport import completion_streams, completions
 
-    # Every embeddings response that is one was read by the transport.
-    return reading_of(response) or Refusal(
-        InvalidResponse(f"OpenAI ({alias}) returned no embeddings. Check OPENAI_BASE_URL."), False
-    )
+    request = completions.request_of(asked, target, is_stream=True)
+    return completion_streams.CompletionStream(target, request, get_openai_client)
 
 
-def _reply_to_error(error: openai.OpenAIError, alias: str) -> Reading | Refusal:
-    import openai
+def _astream(target: Target[M], asked: Asked) -> AsyncCompletionStream[M]:
+    from .openai_transport import completion_streams, completions
 
-    from .openai_transport.governor import reading_of
-    from .openai_transport.work import Refusal
-
-    # A response with some faulty rows is an error to the SDK; its other rows are good.
-    reading = reading_of(error.response) if isinstance(error, openai.APIStatusError) else None
-    return reading or Refusal(error_of(error, alias), is_about_one_text(error))
+    request = completions.request_of(asked, target, is_stream=True)
+    return completion_streams.AsyncCompletionStream(target, request, get_async_openai_client)

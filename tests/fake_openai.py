@@ -9,6 +9,7 @@ again. Vectors are made from the text's digest: equal texts, equal vectors.
 from __future__ import annotations
 
 import base64
+import contextlib
 import email
 import hashlib
 import itertools
@@ -323,6 +324,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in (given | {"transfer-encoding": "chunked"}).items():
             self.send_header(name, value)
         self.end_headers()
+        self.wfile.flush()
         end = time.monotonic() + DRIP
         try:
             for event in events:
@@ -373,6 +375,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # the client left before the last byte
+            super().handle()
+
+    def finish(self) -> None:
+        with contextlib.suppress(OSError):  # as above
+            super().finish()
 
     def hang_up(self) -> None:
         self.close_connection = True

@@ -14,7 +14,7 @@ from ..privacy import Private
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one request to the embeddings endpoint may hold.
+    """What one request may hold; by default, one to the embeddings endpoint.
 
     Tokens are bounded by UTF-8 bytes, of which a text has at least as many: no
     tokenizer is needed, and a request is never refused for its size in all.
@@ -22,7 +22,9 @@ class Limits:
 
     texts: int = 2_048
     request_bytes: int = 300_000  # the API: 300,000 tokens
-    text_bytes: int = 8_192 * 128  # the API: 8,192 tokens; none is longer than 128 bytes
+    text_tokens: int = 8_192
+    text_bytes: int = 8_192 * 128  # of which no token has more than 128
+    verb: str = "embed"  # what is done with a text
 
 
 LIMITS = Limits()
@@ -70,7 +72,7 @@ def _kind(value: object) -> str:
     return f"of type {type(value).__name__}"
 
 
-def _plain_text(given: object) -> str | None:
+def plain_text(given: object) -> str | None:
     """Return the text as an exact ``str``; None if it is none."""
     if isinstance(given, Promise):
         given = str(given)
@@ -78,18 +80,27 @@ def _plain_text(given: object) -> str | None:
     return str.__str__(given) if isinstance(given, str) else None
 
 
-def _text_fault(text: str | None, given: object) -> str | None:
-    """Return what is wrong with one text."""
+def text_fault(text: str | None, given: object, limits: Limits = LIMITS) -> str | None:
+    """Return what is wrong with one text.
+
+    Args:
+        text: What `plain_text` made of it.
+        given: What the caller passed.
+        limits: What its endpoint takes.
+    """
     if text is None:
         return f"is {'None' if given is None else _kind(given)}, not a string"
     if not text or text.isspace():
-        return "is blank: there is nothing to embed"
+        return f"is blank: there is nothing to {limits.verb}"
     try:
         length = _utf8_length(text)
     except UnicodeEncodeError:
         return "holds a lone surrogate, which no text can carry; clean it where it was decoded"
-    if length > LIMITS.text_bytes:
-        return f"has {length:,} bytes, surely more than 8,192 tokens; embed it in chunks"
+    if length > limits.text_bytes:
+        return (
+            f"has {length:,} bytes, surely more than {limits.text_tokens:,} tokens; "
+            f"{limits.verb} it in chunks"
+        )
     return None
 
 
@@ -107,14 +118,14 @@ class SortedTexts(NamedTuple):
         return f"<{len(self.positions)} private texts>"
 
 
-def sort_out(texts: Private[Sequence[str]]) -> SortedTexts:
+def sort_out(texts: Private[Sequence[str]], limits: Limits = LIMITS) -> SortedTexts:
     """Sort the texts; raises nothing, so that no traceback shows one."""
     seen: dict[str, int] = {}
     positions: list[int | None] = []
     faults: dict[int, InvalidInput] = {}
     for position, given in enumerate(texts.reveal()):
-        text = given if type(given) is str else _plain_text(given)
-        fault = _text_fault(text, given)
+        text = given if type(given) is str else plain_text(given)
+        fault = text_fault(text, given, limits)
         if fault is not None or text is None:
             faults[position] = InvalidInput(f"texts[{position}] {fault}.")
             positions.append(None)
