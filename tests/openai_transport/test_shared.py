@@ -17,6 +17,7 @@ from django_services.openai_transport import shared
 from django_services.openai_transport.budgets import Budgets
 from django_services.openai_transport.context import Attribution
 from django_services.openai_transport.limits import Booking, Limiter
+from django_services.resilience import Breaker
 
 LOGGER = "django_services.openai_transport.shared"
 LIMIT = Limit(requests=2)
@@ -175,6 +176,8 @@ def test_a_booking_is_corrected_where_it_was_made(alias, configure, redis_server
 
     assert there.is_shared
     assert not book(limiter, Limit(requests=1)).is_granted
+    redis_server.stop()
+    assert book(limiter, Limit(requests=1)).is_granted
 
 
 def test_a_block_holds_for_who_was_told_when_redis_fails(alias, configure, redis_server):
@@ -200,9 +203,16 @@ def test_who_waited_for_a_redis_that_failed_meanwhile_goes(alias, configure, red
     assert (confirmed.is_granted, confirmed.delay) == (True, 0)
 
 
-def test_an_answer_that_nobody_waits_for_leaves_redis_in_use(
-    alias, configure, redis_server, failures
+def test_an_answer_that_nobody_waits_for_is_no_verdict_on_redis(
+    alias, configure, redis_server, failures, monkeypatch
 ):
+    released = []
+
+    class Recorded(Breaker):
+        def released(self) -> None:
+            released.append(True)
+
+    monkeypatch.setattr(shared, "Breaker", Recorded)
     configure(redis=redis_server.url)
     limiter = Limiter(alias)
 
@@ -216,6 +226,7 @@ def test_an_answer_that_nobody_waits_for_leaves_redis_in_use(
         return await limiter.abook("gpt", tokens=0, limit=Limit(), patience=0)
 
     assert asyncio.run(use()).is_shared
+    assert released == [True]
     assert failures.records == []
 
 
