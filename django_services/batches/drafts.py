@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import IO, Self
 
-from django.db import IntegrityError, transaction
+from django.db import DatabaseError, IntegrityError, transaction
 
 from ..openai_transport.context import attribution
 from . import leases
@@ -32,6 +33,10 @@ class Kind:
     keeps_bodies: bool = True
 
 
+class BeingFilled(Exception):
+    """Another process fills a job of the same purpose: whatever it adds need not be sent."""
+
+
 class Draft:
     """A job that is being filled: its lines in the database, and in a file beside.
 
@@ -49,18 +54,32 @@ class Draft:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.file.close()
+        if kind is not None and not self.job.keeps_bodies:
+            # It will not be filled any more: whoever comes next need not wait to drop it.
+            with contextlib.suppress(DatabaseError):
+                leases.release(self.job)
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __contains__(self, custom_id: str) -> bool:
-        return custom_id in self._ids
+    def discard(self) -> None:
+        """Delete the job, of which nothing was sent."""
+        self.job.delete()
 
     def add(self, request: Request) -> bool:
-        """Add a request; False, and nothing done, where the job is full."""
+        """Add a request; False, and nothing done, where the job is full.
+
+        One whose id it has already is left out.
+
+        Raises:
+            InvalidInput: It can stand in no batch.
+        """
+        if request.custom_id in self._ids:
+            return True
         line, inputs = encoded(request, self.job.endpoint), inputs_of(request, self.job.endpoint)
+        check(request, self.job.model, len(line), inputs, self._limits)
         if not self._has_room(len(line), inputs):
             return False
         self._ids.add(request.custom_id)
@@ -90,12 +109,11 @@ class Draft:
         )
 
 
-def begin(
-    kind: Kind, *, using: str, limits: Limits, parent: BatchJob | None = None
-) -> Draft | None:
+def begin(kind: Kind, *, using: str, limits: Limits, parent: BatchJob | None = None) -> Draft:
     """Return a new job to be filled, which is held.
 
-    None while another process fills one of its purpose, if it keeps no bodies.
+    Raises:
+        BeingFilled: It keeps no bodies, and another one of its purpose is not sent yet.
     """
     job = BatchJob(
         purpose=kind.purpose,
@@ -112,7 +130,7 @@ def begin(
         with transaction.atomic(using=using):
             job.save(using=using)
     except IntegrityError:
-        return None
+        raise BeingFilled from None
     return Draft(job, limits)
 
 
@@ -123,25 +141,21 @@ def fill(
     using: str,
     limits: Limits,
     parent: BatchJob | None = None,
-) -> Iterator[Draft]:
+) -> Generator[Draft, None, None]:
     """Yield one full draft after the other; each is done with before the next is begun.
 
-    It ends early where `begin` refuses.
+    Who does not take all of them closes the iterator: what is left then is given up.
 
     Raises:
         InvalidInput: A request cannot stand in a batch.
+        BeingFilled: As `begin` raises it.
+        LeaseLost: Another process took the job, since nothing was added for so long.
     """
     waiting: Request | None = None
     requests = iter(requests)
     while (waiting := waiting or next(requests, None)) is not None:
-        draft = begin(kind, using=using, limits=limits, parent=parent)
-        if draft is None:
-            return
-        with draft:
-            while waiting is not None:
-                check(waiting, kind.model, kind.endpoint, limits)
-                if not draft.add(waiting):
-                    break
+        with begin(kind, using=using, limits=limits, parent=parent) as draft:
+            while waiting is not None and draft.add(waiting):
                 waiting = next(requests, None)
             draft.write()
             yield draft

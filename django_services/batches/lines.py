@@ -66,8 +66,15 @@ def inputs_of(request: Request, endpoint: str) -> int:
     return count_inputs(request.body.get("input")) if endpoint == EMBEDDINGS else 1
 
 
-def check(request: Request, model: str, endpoint: str, limits: Limits) -> None:
+def check(request: Request, model: str, size: int, inputs: int, limits: Limits) -> None:
     """Refuse a request that the API would refuse the whole batch for.
+
+    Args:
+        request: The request.
+        model: The batch's.
+        size: Bytes of its line.
+        inputs: How many texts it embeds.
+        limits: What the batch may hold.
 
     Raises:
         InvalidInput: Its id, its model or its size cannot be.
@@ -82,9 +89,9 @@ def check(request: Request, model: str, endpoint: str, limits: Limits) -> None:
         )
     if request.body.get("stream"):
         raise InvalidInput(f"Request {name!r} asks for a stream, which no batch has.")
-    if inputs_of(request, endpoint) > limits.inputs:
+    if inputs > limits.inputs:
         raise InvalidInput(f"Request {name!r} embeds more than {limits.inputs:,} texts.")
-    if len(encoded(request, endpoint)) > limits.file_bytes:
+    if size > limits.file_bytes:
         raise InvalidInput(f"Request {name!r} is longer than {limits.file_bytes:,} bytes.")
 
 

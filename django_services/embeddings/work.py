@@ -16,7 +16,7 @@ from django.db import connections
 from .. import openai_service
 from ..exceptions import ServiceError
 from ..privacy import Texts
-from . import spaces
+from . import batch_results, spaces
 from .chunking import Piece, SourceText, chunk
 from .claims import Claim
 from .declaration import Embeddings
@@ -118,14 +118,21 @@ class Work:
         return errors
 
 
-def plan(claim: Claim) -> Work:
-    """Read and cut what was claimed, and compare it with what is stored."""
+def plan(claim: Claim, among: Sequence[Space] | None = None) -> Work:
+    """Read and cut what was claimed, and compare it with what is stored.
+
+    Args:
+        claim: The sources.
+        among: The spaces to compare with; those that are kept in step if None.
+    """
     # In no transaction, which a user's callable that fails in the database would break.
     texts = read_texts(claim.index, claim.alias, claim.keys)
     wanted, unusable = _cut(claim.index, claim.keys, texts)
     without_text = [key for key in claim.keys if key not in texts]
     with own_transaction(claim.alias):
-        diffs = _differences(claim.index, claim.alias, wanted)
+        if among is None:
+            among = _embeddable_spaces(claim.index, claim.alias)
+        diffs = [_difference(claim.index, claim.alias, space, wanted) for space in among]
     return Work(claim, diffs, unusable, without_text)
 
 
@@ -182,12 +189,8 @@ def _cut(
     return pieces, errors
 
 
-def _differences(index: Embeddings, alias: str, wanted: dict[str, list[Piece]]) -> list[Diff]:
-    return [
-        _difference(index, alias, space, wanted)
-        for space in spaces.live(index, alias)
-        if spaces.can_be_embedded(space, index)
-    ]
+def _embeddable_spaces(index: Embeddings, alias: str) -> list[Space]:
+    return [space for space in spaces.live(index, alias) if spaces.can_be_embedded(space, index)]
 
 
 def _difference(
@@ -213,7 +216,17 @@ def _stored_vectors(
     index: Embeddings, alias: str, space: Space, hashes: Sequence[bytes]
 ) -> dict[bytes, Any]:
     """Return the vectors that equal texts already have, whatever their source."""
+    found = _chunks_vectors(index, alias, space, hashes)
+    wanted = [content_hash for content_hash in hashes if content_hash not in found]
+    return found | batch_results.fetched(index, alias, space, wanted)
+
+
+def _chunks_vectors(
+    index: Embeddings, alias: str, space: Space, hashes: Sequence[bytes]
+) -> dict[bytes, Any]:
     alike = spaces.alike(space)
+    if not alike:
+        return {}
     statements = Statements(alias, index)
     vector = FORMS[statements.connection.vendor].read
     found = statements.run_in(

@@ -56,6 +56,7 @@ class FakeBatches:
     answers: dict[str, Answer] = field(default_factory=dict)  # of lines, by a word in them
     vectors: FakeOpenAI = field(default_factory=FakeOpenAI)  # makes them
     keeps_metadata: bool = True
+    _inputs: dict[str, bytes] = field(default_factory=dict)  # by batch, whatever is deleted
     _faults: dict[str, deque[Callable[[_Handler], bool]]] = field(default_factory=dict)
     _hooks: dict[str, deque[Callable[[], object]]] = field(default_factory=dict)
     _server: ThreadingHTTPServer | None = None
@@ -82,8 +83,7 @@ class FakeBatches:
         return [line["body"]["input"] for line in self.lines_of(batch)]
 
     def lines_of(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        content = self.files[batch["input_file_id"]]["content"]
-        return [json.loads(line) for line in content.splitlines()]
+        return [json.loads(line) for line in self._inputs[batch["id"]].splitlines()]
 
     def count(self, method: str, path: str) -> int:
         """Return how many requests of a method arrived whose path matches a pattern."""
@@ -150,8 +150,14 @@ class FakeBatches:
             "BASE_URL": self.url,
             "EMBEDDING_MODEL": MODEL,
             "DIMENSIONS": DIMENSIONS,
+            "BREAKER_PAUSE": 0.001,
         }
-        return {"OPENAI": {"default": default | options}, "EMBEDDINGS": {"ON_COMMIT": "off"}}
+        return {
+            "OPENAI": {"default": default | options},
+            "EMBEDDINGS": {"ON_COMMIT": "off"},
+            # It would wait in its thread for what a test's transaction has locked.
+            "LEDGER": {"ENABLED": False},
+        }
 
     # Serving
 
@@ -194,6 +200,7 @@ class FakeBatches:
         }
         if not self.keeps_metadata:
             batch["metadata"] = None
+        self._inputs[str(batch["id"])] = self.files[asked["input_file_id"]]["content"]
         batch["request_counts"] = {"total": len(self.lines_of(batch)), "completed": 0, "failed": 0}
         self.batches[str(batch["id"])] = batch
         return batch

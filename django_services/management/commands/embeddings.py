@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from decimal import Decimal
 from functools import partial
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from django.db import DatabaseError, connections
 from ...exceptions import ServiceError
 
 if TYPE_CHECKING:
+    from ...embeddings.batch import Backfill, Progress
+    from ...embeddings.batch_estimate import Estimate
     from ...embeddings.declaration import Embeddings
     from ...embeddings.files import Added
     from ...embeddings.hits import Hit
@@ -69,6 +72,21 @@ class Command(BaseCommand):
             "--retry-failed", action="store_true", help="Try again what was set aside."
         )
         parser.add_argument("--watch", action="store_true", help="Keep going until Ctrl-C.")
+        parser.add_argument(
+            "--batch",
+            action="store_true",
+            help="Through OpenAI's Batch API: half the price, within a day.",
+        )
+        parser.add_argument(
+            "--no-wait",
+            action="store_true",
+            help="With --batch: do what can be done now; run it again to go on.",
+        )
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="Count what would be embedded, and what it costs; change nothing.",
+        )
         _json(parser)
 
     def _add_add(self, verbs: Any) -> None:
@@ -129,10 +147,17 @@ class Command(BaseCommand):
     # -- sync --------------------------------------------------------------
 
     def _sync(self, labels: Sequence[str], watch: bool, json: bool, **options: Any) -> None:
+        _refuse_together(watch=watch, **options)
         indexes = _indexes(labels)
+        if options["dry_run"]:
+            self._estimate(indexes, options["database"], json)
+            return
         if options["retry_failed"]:
             _retry_failed(indexes, options["database"])
         with self._stopping() as stop:
+            if options["batch"]:
+                self._sync_by_batch(indexes, options, json, stop)
+                return
             sync = partial(
                 self._sync_databases,
                 indexes,
@@ -145,6 +170,9 @@ class Command(BaseCommand):
                 return
             report = sync(silent=json)
         self._print_report(report, json)
+        self._end_sync(report, stop)
+
+    def _end_sync(self, report: Report, stop: Stop) -> None:
         if stop.is_set:
             raise KeyboardInterrupt
         if report.failed:
@@ -183,6 +211,111 @@ class Command(BaseCommand):
                     )
                 )
         return total
+
+    def _sync_by_batch(
+        self,
+        indexes: Sequence[Embeddings] | None,
+        options: dict[str, Any],
+        as_json: bool,
+        stop: Stop,
+    ) -> None:
+        from ...embeddings import batch
+        from ...embeddings.sync import Report
+
+        backfills = [
+            backfill
+            for alias, chosen in _by_database(indexes, options["database"])
+            for backfill in batch.backfills(chosen, alias)
+        ]
+        is_complete = self._run_batches(backfills, not options["no_wait"], as_json, stop)
+        how_far = batch.how_far(backfills)
+        report = Report()
+        if is_complete:
+            report = self._sync_databases(
+                indexes,
+                options["database"],
+                batch_size=options["batch_size"],
+                silent=as_json,
+                stop=stop,
+                mend=False,
+            )
+            if not stop.is_set:
+                batch.clean(backfills)
+        self._print_batches(how_far, is_complete, report, as_json)
+        self._end_sync(report, stop)
+
+    def _run_batches(
+        self, backfills: Sequence[Backfill], waits: bool, as_json: bool, stop: Stop
+    ) -> bool:
+        from ...embeddings import batch
+        from ..console import Work, plain
+
+        stream = plain(self.stderr if as_json else self.stdout)
+        with Work(stream, "Batches at OpenAI", "texts", silent=as_json) as work:
+            return batch.run(
+                backfills,
+                waits=waits,
+                stop=stop,
+                progress=lambda far: work.show(far.completed, far.texts),
+                trouble=lambda error: self.stderr.write(
+                    self.style.WARNING(f"{error} Trying again.")
+                ),
+            )
+
+    def _print_batches(
+        self, how_far: Progress, is_complete: bool, report: Report, as_json: bool
+    ) -> None:
+        if as_json:
+            batches = asdict(how_far) | {"is_complete": is_complete}
+            self._print_json(asdict(report) | {"batch": batches})
+            return
+        if how_far.texts:
+            self.stdout.write(
+                f"Batches: {how_far.completed:,} of {how_far.texts:,} texts embedded, "
+                f"{how_far.batches:,} batches under way."
+            )
+        if is_complete:
+            self._print_report(report, as_json)
+        else:
+            self.stdout.write("OpenAI goes on by itself. Go on: manage.py embeddings sync --batch")
+
+    def _estimate(
+        self, indexes: Sequence[Embeddings] | None, database: str | None, as_json: bool
+    ) -> None:
+        from ...embeddings.batch_estimate import estimate
+
+        found = [
+            each
+            for alias, chosen in _by_database(indexes, database)
+            for index in chosen
+            for each in estimate(index, alias)
+        ]
+        if as_json:
+            self._print_json([asdict(each) for each in found])
+        elif any(each.texts or each.chunks for each in found):
+            self._print_estimates(found)
+        else:
+            self.stdout.write(self.style.SUCCESS("Nothing to embed: everything is in step."))
+
+    def _print_estimates(self, found: Sequence[Estimate]) -> None:
+        from ..console import plain, print_table
+
+        columns = {"embeddings": "left", "model": "left"} | dict.fromkeys(
+            ("rows", "chunks", "texts", "tokens", "cost", "by batch"), "right"
+        )
+        several = len({each.database for each in found}) > 1
+        print_table(
+            plain(self.stdout),
+            columns | ({"database": "left"} if several else {}),
+            [
+                [each.label, f"{each.model}, {each.dimensions}"]
+                + [each.sources, each.chunks, each.texts, _tokens(each)]
+                + [_dollars(each.cost), _dollars(each.batch_cost)]
+                + ([each.database] if several else [])
+                for each in found
+            ],
+        )
+        self.stdout.write("\nNothing was changed. Embed them: manage.py embeddings sync [--batch]")
 
     def _watch(
         self, sync: Callable[..., Report], database: str | None, json: bool, stop: Stop
@@ -504,6 +637,16 @@ def _by_database(
     ]
 
 
+def _refuse_together(*, watch: bool, **options: Any) -> None:
+    """Refuse options that contradict each other."""
+    chosen = [name for name in ("batch", "dry_run") if options[name]] + ["watch"] * watch
+    if len(chosen) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in chosen[:2])
+        raise CommandError(f"{first} and {second} exclude each other.")
+    if options["no_wait"] and not options["batch"]:
+        raise CommandError("--no-wait goes with --batch only.")
+
+
 def _retry_failed(indexes: Sequence[Embeddings] | None, database: str | None) -> None:
     from ...embeddings.claims import retry_failed
 
@@ -576,6 +719,21 @@ def _model(status: IndexStatus) -> str:
         return "none yet"
     building = f"; building {status.building}" if status.building else ""
     return f"{status.model}, {status.dimensions}{building}"
+
+
+def _tokens(estimate: Estimate) -> str:
+    if estimate.tokens is None:
+        return "-"
+    return f"{'' if estimate.is_exact else '~'}{estimate.tokens:,}"
+
+
+def _dollars(cost: Decimal | None) -> str:
+    """Return a price, small ones with two digits that say something."""
+    if cost is None:
+        return "-"
+    if not cost or cost >= 1:
+        return f"${cost:,.2f}"
+    return f"${cost:.{1 - cost.adjusted()}f}"
 
 
 def _reasons(found: Sequence[IndexStatus]) -> Iterator[str]:
