@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 from collections.abc import AsyncGenerator, Generator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from django.core.handlers.asgi import ASGIRequest
@@ -33,6 +32,9 @@ HEADERS = {
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",  # nginx would hold the events back
 }
+
+#: What of a completion's usage is told.
+_TOLD = ("input_tokens", "cached_tokens", "output_tokens")
 
 _COMMENT = b": keep-alive\n\n"
 
@@ -127,7 +129,7 @@ def done(completion: Completion[Any] | None) -> bytes:
         {
             "finish_reason": completion.finish_reason,
             "model": completion.model,
-            "usage": asdict(completion.usage),
+            "usage": {name: getattr(completion.usage, name) for name in _TOLD},
         },
         "done",
     )

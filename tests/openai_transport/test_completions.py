@@ -31,8 +31,8 @@ from django_services.openai_service import (
     stream,
 )
 from django_services.openai_transport.completions import (
-    Assembly,
     Asked,
+    Assembly,
     Completion,
     Target,
     ToolCall,
