@@ -39,7 +39,7 @@ class Booking(NamedTuple):
 
     is_granted: bool
     delay: float  # seconds to wait before the call starts; 0.0 where it is refused
-    retry_after: float  # seconds after which another attempt may be granted; infinite: none
+    retry_after: float | None  # seconds after which another attempt may be granted; None: never
     reason: str  # of a refusal: a sentence for who reads the error; else ""
     model: str
     requests: int
@@ -225,7 +225,7 @@ class Limiter:
         for kind, limit, amount in _meters(asked):
             if amount > limit:
                 reason = f"The call needs {amount:,} {kind}: more than {self._named(kind, limit)}."
-                return _refused(asked, math.inf, reason)
+                return _refused(asked, None, reason)
         return None
 
     def _reason(self, asked: Booking, wait: float, cause: int) -> str:
@@ -251,7 +251,7 @@ def _meters(asked: Booking) -> list[tuple[str, int, int]]:
     return [(kind, limit, amount) for kind, limit, amount in limits if limit is not None]
 
 
-def _refused(asked: Booking, retry_after: float, reason: str) -> Booking:
+def _refused(asked: Booking, retry_after: float | None, reason: str) -> Booking:
     return asked._replace(is_granted=False, delay=0.0, retry_after=retry_after, reason=reason)
 
 

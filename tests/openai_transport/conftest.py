@@ -9,6 +9,8 @@ import pytest
 from django_services.openai_service import get_async_openai_client, get_openai_client
 from django_services.signals import openai_call_finished
 
+from .shared_state import alias, clock, configure, place  # noqa: F401  # fixtures
+
 MODEL = "text-embedding-3-small"
 
 

@@ -18,7 +18,7 @@ from django_services.openai_transport import budgets as budgets_module
 from django_services.openai_transport.budgets import Budgets, Claim, Reservation, Spent
 from django_services.openai_transport.context import Attribution
 
-from .conftest import Clock
+from .shared_state import Clock
 
 NOBODY = Attribution()
 ACME = Attribution(tenant="acme", feature="search")
