@@ -228,7 +228,11 @@ class FakeOpenAI(Arrivals):
             if told is not None:
                 told.use()
         # Outside of the lock: the test's own function may make a call too.
-        answer: Answer | Broken = self._well(call) if told is None else told.do(call)
+        try:
+            answer: Answer | Broken = self._well(call) if told is None else told.do(call)
+        except Exception as error:
+            # Of a kind that no code under test takes for an error of the network.
+            raise AssertionError(f"What the fake was told to do failed: {error!r}") from error
         return answer
 
     def request_id(self) -> str:

@@ -272,8 +272,17 @@ def test_a_function_may_make_the_vectors(fake):
 def test_a_vector_that_is_too_long_is_told(fake):
     fake.embed_with(lambda text: [1] * 9)
 
-    with pytest.raises(ValueError, match="asks for 8 numbers at most"):
+    with pytest.raises(AssertionError, match="asks for 8 numbers at most"):
         embed(["a"], dimensions=8)
+
+
+def test_the_error_of_a_tests_own_function_reaches_the_test(fake):
+    fake.reply(lambda call: call.body["missing"])
+
+    with pytest.raises(AssertionError, match="KeyError") as caught:
+        chat()
+
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_a_function_may_make_bad_vectors(fake):
