@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 import math
 import multiprocessing
@@ -18,6 +19,7 @@ from django.utils.functional import Promise
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy
 from django.views.debug import ExceptionReporter
+from pydantic import BaseModel
 
 from django_services import embedded, openai_service
 from django_services.exceptions import (
@@ -34,17 +36,26 @@ from django_services.exceptions import (
     ServiceUnavailable,
 )
 from django_services.openai_service import (
+    acomplete,
     aembed,
+    amoderate,
+    aping,
+    astream,
+    complete,
+    count_tokens,
     embed,
     embed_outcomes,
     embedding_space,
     get_async_openai_client,
     get_openai_client,
+    moderate,
     ping,
+    stream,
+    warm_up,
 )
 from django_services.privacy import Texts
 
-from .fake_openai import KEY, encoded
+from .fake_openai import KEY, FakeOpenAI, chunk, encoded
 
 EMBEDDED = {"OPENAI": {"default": {"BASE_URL": "embedded://"}}}
 
@@ -153,6 +164,147 @@ def test_ping_raises_where_the_key_is_refused(fake_openai):
 
 def test_ping_of_the_embedded_model_answers(embedded_openai):
     ping()
+
+
+def test_the_async_ping_does_the_same(fake_openai):
+    asyncio.run(aping())
+    fake_openai.fail(401)
+
+    with pytest.raises(AuthenticationFailed, match="OPENAI_API_KEY"):
+        asyncio.run(aping())
+
+
+def test_the_async_ping_of_the_embedded_model_answers(embedded_openai):
+    asyncio.run(aping())
+
+
+def test_warm_up_makes_the_clients_without_a_call(fake_openai, settings):
+    services = fake_openai.settings()
+    services["OPENAI"]["archive"] = services["OPENAI"]["default"]
+    settings.DJANGO_SERVICES = services
+
+    warm_up("archive")
+    assert not openai_service._clients.is_open("default")
+    warm_up()
+
+    assert openai_service._clients.is_open("archive")
+    assert openai_service._clients.is_open("default")
+    assert not fake_openai.calls
+
+
+def test_warm_up_tells_at_once_that_there_is_no_key(settings):
+    settings.DJANGO_SERVICES = {}
+    settings.DEBUG = False
+
+    with pytest.raises(ServiceNotConfigured, match="OPENAI_API_KEY"):
+        warm_up()
+
+
+# Other accounts, keys and servers
+
+
+def call_all_ways(alias="default"):
+    """Make one call with each verb and each client, sync and async."""
+
+    async def call():
+        await aembed(["async"], alias=alias)
+        await acomplete("async", alias=alias)
+        messages = [{"role": "user", "content": "async"}]
+        client = get_async_openai_client(alias)
+        await client.chat.completions.create(model="gpt-6-luna", messages=messages)
+
+    embed(["sync"], alias=alias)
+    complete("sync", alias=alias)
+    list(stream("sync", alias=alias))
+    moderate(["sync"], alias=alias)
+    asyncio.run(call())
+
+
+def keys_sent(fake_openai):
+    calls = [{key.lower(): value for key, value in call.headers.items()} for call in fake_openai]
+    return [call.get("authorization", call.get("api-key")) for call in calls]
+
+
+def test_each_alias_has_its_own_key_and_server(fake_openai, settings):
+    other = FakeOpenAI()
+    other.start()
+    archive = other.settings(API_KEY="sk-archive")["OPENAI"]["default"]
+    settings.DJANGO_SERVICES = {"OPENAI": {**fake_openai.settings()["OPENAI"], "archive": archive}}
+
+    call_all_ways("archive")
+    embed(["a text"])
+    openai_service.close()
+    other.stop()
+
+    assert set(keys_sent(other.calls)) == {"Bearer sk-archive"}
+    assert len(other.calls) == 7
+    assert keys_sent(fake_openai.calls) == [f"Bearer {KEY}"]
+
+
+@pytest.mark.parametrize("kind", ["callable", "file"])
+@pytest.mark.parametrize("api_version", ["", "2026-06-01"], ids=["openai", "azure"])
+def test_a_rotated_key_is_the_next_calls_key(fake_openai, settings, tmp_path, kind, api_version):
+    secret = tmp_path / "key"
+    secret.write_text("sk-first\n")
+    given = {"API_KEY_FILE": str(secret)} if kind == "file" else {"API_KEY": secret.read_text}
+    settings.DJANGO_SERVICES = fake_openai.settings(
+        **{"API_KEY": "", "API_VERSION": api_version} | given
+    )
+
+    call_all_ways()
+    before = set(keys_sent(fake_openai.calls))
+    fake_openai.calls.clear()
+    secret.write_text("sk-second-key\n")
+    call_all_ways()
+
+    assert before == {"Bearer sk-first"}
+    assert set(keys_sent(fake_openai.calls)) == {"Bearer sk-second-key"}
+
+
+def test_azure_is_reached_at_its_deployments(fake_openai, settings):
+    endpoint = fake_openai.url.removesuffix("/v1")
+    settings.DJANGO_SERVICES = fake_openai.settings(BASE_URL=endpoint, API_VERSION="2026-06-01")
+
+    call_all_ways()
+
+    assert isinstance(get_openai_client(), openai.AzureOpenAI)
+    assert set(keys_sent(fake_openai.calls)) == {KEY}
+    assert {call.path for call in fake_openai.calls} == {
+        "/openai/deployments/text-embedding-3-small/embeddings?api-version=2026-06-01",
+        "/openai/deployments/gpt-6-luna/chat/completions?api-version=2026-06-01",
+        "/openai/moderations?api-version=2026-06-01",  # which has no deployments
+    }
+
+
+@pytest.mark.parametrize("key", ["", "sk-\u00fcml\u00e4ut", "two words", None])
+def test_a_key_function_that_gives_none_is_told_by_name(fake_openai, settings, key):
+    settings.DJANGO_SERVICES = fake_openai.settings(API_KEY=lambda: key)
+
+    with pytest.raises(ConfigurationError, match="API_KEY") as caught:
+        embed(["a text"])
+
+    frames = inspect.getinnerframes(caught.value.__traceback__)
+    assert not [frame for frame in frames if "/openai/" in frame.filename]
+
+
+# Tokens
+
+
+def test_tokens_are_counted_without_a_call_or_a_key(settings):
+    settings.DJANGO_SERVICES = {}
+    settings.DEBUG = False
+    messages = [{"role": "user", "content": "Hello world"}]
+
+    assert count_tokens("Hello world") == 2
+    assert count_tokens(["Hello world", "Hello"]) == [2, 1]
+    assert count_tokens(messages) > 2
+    assert count_tokens([]) == []
+
+
+@pytest.mark.parametrize("given", [None, 7, b"bytes", ["text", None], [{"role": "user"}, "text"]])
+def test_what_has_no_tokens_is_refused(fake_openai, given):
+    with pytest.raises(InvalidInput):
+        count_tokens(given)
 
 
 # Vectors
@@ -695,6 +847,15 @@ def _fault(fake_openai, kind):
         ),
         "rows": lambda: fake_openai.change(lambda rows: [], times=9),
         "no json": lambda: fake_openai.answer(quoting, times=9),
+        "answer": lambda: fake_openai.answer(
+            json.dumps({"choices": [{"message": {"content": [quoting]}}], "results": [quoting]}),
+            times=9,
+        ),
+        "refusal": lambda: fake_openai.say("", refusal=quoting),
+        "shape": lambda: fake_openai.say(json.dumps({quoting: quoting, "name": [quoting]})),
+        "event": lambda: fake_openai.stream({"error": {"message": quoting, "code": quoting}}),
+        "odd event": lambda: fake_openai.stream(quoting),
+        "cut": lambda: fake_openai.stream(chunk(content=quoting), is_cut=True),
     }
     faults[kind]()
 
@@ -714,7 +875,7 @@ def _raised_by(call) -> ServiceError:
         call()
     except ServiceError as error:
         frames = error.__traceback__
-        while frames.tb_frame.f_globals["__name__"] != openai_service.__name__:
+        while not frames.tb_frame.f_globals["__name__"].startswith("django_services."):
             frames = frames.tb_next
         return error.with_traceback(frames)
     pytest.fail("nothing was raised")
@@ -725,21 +886,46 @@ def _pages(error: ServiceError) -> str:
     return report.get_traceback_html() + report.get_traceback_text()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("verb", ["embed", "aembed"])
+class _Shape(BaseModel):
+    name: str
+
+
+async def _read(pieces):
+    return [piece async for piece in pieces]
+
+
+PROMPT = [{"role": "user", "content": CANARIES.prompt, "name": CANARIES.prompt}]
+ASKED = {"instructions": CANARIES.prompt, "user": CANARIES.prompt, "response_model": _Shape}
+VERBS = {
+    "embed": lambda: embed([CANARIES.prompt]),
+    "aembed": lambda: asyncio.run(aembed([CANARIES.prompt])),
+    "complete": lambda: complete(PROMPT, **ASKED),
+    "acomplete": lambda: asyncio.run(acomplete(PROMPT, **ASKED)),
+    "stream": lambda: list(stream(PROMPT, **ASKED)),
+    "astream": lambda: asyncio.run(_read(astream(PROMPT, **ASKED))),
+    "moderate": lambda: moderate([CANARIES.prompt]),
+    "amoderate": lambda: asyncio.run(amoderate([CANARIES.prompt])),
+}
+COMMON_KINDS = ["refused", "key", "limit", "server", "reset", "redirect", "no json"]
+FAULTS_OF_VERBS = [
+    *((verb, kind) for verb in VERBS for kind in COMMON_KINDS),
+    *((verb, kind) for verb in ("embed", "aembed") for kind in ("vector", "rows")),
+    *((verb, "answer") for verb in ("complete", "acomplete", "moderate", "amoderate")),
+    *((verb, kind) for verb in ("complete", "astream", "stream") for kind in ("refusal", "shape")),
+    *((verb, kind) for verb in ("stream", "astream") for kind in ("event", "odd event", "cut")),
+]
+
+
+@pytest.mark.parametrize(("verb", "kind"), FAULTS_OF_VERBS)
 def test_no_error_shows_key_or_prompt(fake_openai, settings, canaries, kind, verb):
     settings.DEBUG = True
     settings.DJANGO_SERVICES = fake_openai.settings(API_KEY=CANARIES.key)
     _fault(fake_openai, kind)
-    verbs = {
-        "embed": lambda: embed([CANARIES.prompt]),
-        "aembed": lambda: asyncio.run(aembed([CANARIES.prompt])),
-    }
 
-    error = _raised_by(verbs[verb])
+    error = _raised_by(VERBS[verb])
 
     seen = [_pages(error), repr(error), str(error), repr(vars(error)), repr(pickle.dumps(error))]
-    assert "openai_service.py" in seen[0]
+    assert "django_services/openai_" in seen[0]
     assert [canary for canary in canaries if any(canary in text for text in seen)] == []
 
 
@@ -751,14 +937,41 @@ def test_no_error_shows_key_or_prompt(fake_openai, settings, canaries, kind, ver
         {CANARIES.prompt},
         [CANARIES.prompt, None],
         [CANARIES.prompt + "\ud800"],
-        [CANARIES.prompt * 100_000],
+        [CANARIES.prompt * 300_000],
     ],
     ids=["str", "bytes", "set", "list with None", "surrogate", "too long"],
 )
-def test_no_bad_input_shows_on_the_debug_page(settings, canaries, texts):
+@pytest.mark.parametrize("verb", [embed, moderate])
+def test_no_bad_input_shows_on_the_debug_page(settings, canaries, texts, verb):
     settings.DEBUG = True
 
-    error = _raised_by(lambda: embed(texts))
+    error = _raised_by(lambda: verb(texts))
+
+    assert isinstance(error, InvalidInput)
+    assert CANARIES.prompt not in _pages(error)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        (CANARIES.prompt.encode(), {}),
+        ([CANARIES.prompt], {}),
+        (CANARIES.prompt * 1_000_000, {}),
+        ([{"role": "user", "content": CANARIES.prompt + "\ud800"}], {}),
+        ([{"role": "user", "content": CANARIES.prompt, "name": {CANARIES.prompt}}], {}),
+        (CANARIES.prompt, {"instructions": CANARIES.prompt + "\ud800"}),
+        (CANARIES.prompt, {"user": {CANARIES.prompt}}),
+        (CANARIES.prompt, {"tools": [{CANARIES.prompt}]}),
+        (CANARIES.prompt, {"extra_headers": {"x-own": CANARIES.prompt + "\ud800"}}),
+    ],
+)
+@pytest.mark.parametrize(
+    "verb", [complete, lambda *given, **options: list(stream(*given, **options))]
+)
+def test_no_bad_prompt_shows_on_the_debug_page(settings, canaries, prompt, options, verb):
+    settings.DEBUG = True
+
+    error = _raised_by(lambda: verb(prompt, **options))
 
     assert isinstance(error, InvalidInput)
     assert CANARIES.prompt not in _pages(error)
@@ -770,10 +983,9 @@ def test_no_log_shows_key_or_prompt(fake_openai, canaries, caplog, kind):
     if kind:
         _fault(fake_openai, kind)
 
-    embed_all = [embed_outcomes, lambda texts: asyncio.run(aembed(texts))]
-    for verb in embed_all:
+    for verb in VERBS.values():
         try:
-            verb([CANARIES.prompt])
+            verb()
         except ServiceError:
             continue
 
