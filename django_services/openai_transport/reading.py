@@ -29,8 +29,9 @@ class Unusable(ValueError):
 class Reading:
     """The rows of a response, in the order of the texts that were sent."""
 
-    #: Each row's numbers as little-endian float32; empty where they could not be read.
-    rows: Sequence[bytes]
+    #: Each row's numbers as little-endian float32, empty where they could not be read;
+    #: None where all rows have the same length.
+    rows: Sequence[bytes] | None
     #: ``float32``, shape ``(texts, dimensions)``, rows of L2 norm 1; faulty rows are zeros.
     vectors: np.ndarray
     #: What is wrong with a row, by its position.
@@ -42,18 +43,36 @@ class Reading:
 
     def at(self, dimensions: int) -> Reading:
         """Return the reading in which vectors of this length are right and others faulty."""
-        return self if dimensions == self.dimensions else assemble(self.rows, dimensions)
+        if dimensions == self.dimensions:
+            return self
+        if self.rows is not None:
+            return assemble(self.rows, dimensions)
+        count = len(self.vectors)
+        fault = f"it has {self.dimensions} dimensions, not {dimensions}"
+        vectors = np.zeros((count, dimensions), np.float32)
+        return Reading(None, vectors, dict.fromkeys(range(count), fault))
+
+    def row(self, position: int) -> bytes:
+        """Return a row's numbers as little-endian float32, as they are kept."""
+        if self.rows is not None:
+            return self.rows[position]
+        row: np.ndarray = self.vectors[position].astype(FLOAT, copy=False)
+        return bytes(row.data)
 
 
 def read_embeddings(body: Any, count: int) -> Reading:
-    """Return the vectors of a decoded response to `count` texts.
+    """Return the vectors of a decoded response to `count` texts; takes them out of it.
 
     The right length is the one that most rows have.
 
     Raises:
         Unusable: The rows cannot be assigned to the texts.
     """
-    rows = [_floats(item.get("embedding")) for item in _by_index(body, count)]
+    items = _by_index(body, count)
+    dimensions = _common_length(items)
+    if dimensions:
+        return _decode_alike(items, dimensions)
+    rows = [_floats(item.get("embedding")) for item in items]
     lengths = Counter(map(len, filter(None, rows)))
     if not lengths:
         raise Unusable("no row holds numbers")
@@ -79,6 +98,13 @@ def assemble(rows: Sequence[bytes], dimensions: int) -> Reading:
     joined = b"".join(blank if position in faults else row for position, row in enumerate(rows))
     # A copy in the machine's own byte order, which may be written to.
     vectors = np.frombuffer(joined, FLOAT).reshape(len(rows), dimensions).astype(np.float32)
+    return _normalised(rows, vectors, faults)
+
+
+def _normalised(
+    rows: Sequence[bytes] | None, vectors: np.ndarray, faults: dict[int, str]
+) -> Reading:
+    """Return the vectors at length 1; those that have no direction are faults."""
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("ij,ij->i", vectors, vectors)
     bad = ~np.isfinite(squares) | (squares <= 0)
@@ -118,6 +144,31 @@ def _by_index(body: Any, count: int) -> list[dict[str, Any]]:
             raise Unusable("the indexes of the embeddings do not match the texts")
         ordered[index] = item
     return ordered
+
+
+def _common_length(items: list[dict[str, Any]]) -> int:
+    """Return the dimensions of rows that are all base64 of one length; 0 if they are not."""
+    first = items[0].get("embedding") if items else None
+    if not isinstance(first, str):
+        return 0
+    given = [item.get("embedding") for item in items]
+    if not all(isinstance(text, str) and len(text) == len(first) for text in given):
+        return 0
+    return len(_floats_of_base64(first)) // FLOAT.itemsize
+
+
+def _decode_alike(items: list[dict[str, Any]], dimensions: int) -> Reading:
+    """Decode rows of one length where they are to stand: no row is held twice."""
+    vectors = np.empty((len(items), dimensions), np.float32)
+    faults = {}
+    for position, item in enumerate(items):
+        numbers = _floats_of_base64(item.pop("embedding"))
+        if len(numbers) == dimensions * FLOAT.itemsize:
+            vectors[position] = np.frombuffer(numbers, FLOAT)
+        else:
+            faults[position] = "it holds no numbers"
+            vectors[position] = 0
+    return _normalised(None, vectors, faults)
 
 
 def _floats(given: object) -> bytes:

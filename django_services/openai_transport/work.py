@@ -175,7 +175,7 @@ class EmbeddingWork:
         if self._digests:
             for row, place in enumerate(places):
                 if row not in reading.faults:
-                    self._learned[self._digests[place]] = reading.rows[row]
+                    self._learned[self._digests[place]] = reading.row(row)
 
     def _places(self, request: range) -> Sequence[int]:
         return self._sent[request.start : request.stop]
