@@ -32,6 +32,10 @@ _BUCKETS = 60
 #: Buckets in a row that hold no more than the limit.
 _RUN = _BUCKETS + 2
 _SECOND = 1_000_000  # microseconds
+#: The part of a limit that a process may hold back until its next booking.
+_FEW = 0.01
+#: Corrections held back; beyond that they are sent.
+_MOST_OWED = 100
 
 
 class Booking(NamedTuple):
@@ -93,6 +97,7 @@ class Limiter:
         if refused:
             return refused
         keys, arguments = self._request(asked, patience)
+        arguments += self._owed(asked)
         answer = store().run(BOOK, keys, arguments, refuses=self._needs_redis(asked))
         return self._booking(asked, answer)
 
@@ -111,6 +116,7 @@ class Limiter:
         if refused:
             return refused
         keys, arguments = self._request(asked, patience)
+        arguments += self._owed(asked)
         answer = await store().arun(BOOK, keys, arguments, refuses=self._needs_redis(asked))
         return self._booking(asked, answer)
 
@@ -135,15 +141,18 @@ class Limiter:
         return self._booking(booking, answer) if answer else booking._replace(delay=0.0)
 
     def settle(self, booking: Booking, tokens: int) -> None:
-        """Count the tokens that the call really used, in place of those booked."""
+        """Count the tokens that the call really used, in place of those booked.
+
+        A few that are given back travel with the process's next booking.
+        """
         correction = self._correction(booking, tokens=tokens - booking.tokens)
-        if correction:
+        if correction and not self._travels(booking, booking.tokens - tokens):
             store().follow(CORRECT, *correction, is_shared=booking.is_shared)
 
     async def asettle(self, booking: Booking, tokens: int) -> None:
         """Do as `settle`."""
         correction = self._correction(booking, tokens=tokens - booking.tokens)
-        if correction:
+        if correction and not self._travels(booking, booking.tokens - tokens):
             await store().afollow(CORRECT, *correction, is_shared=booking.is_shared)
 
     def cancel(self, booking: Booking) -> None:
@@ -196,6 +205,25 @@ class Limiter:
             return None
         keys = [f"{self._prefix}{booking.model}:{kind}" for kind in kinds]
         return keys, [booking.bucket, *(changes[kind] for kind in kinds)]
+
+    def _travels(self, booking: Booking, surplus: int) -> bool:
+        """Note tokens to give back with the next booking, if they are few; tell whether."""
+        limit, waiting = booking.limit.tokens or 0, store().owed
+        if not booking.is_shared or surplus < 0 or len(waiting) > _MOST_OWED:
+            return False
+        owed = waiting.setdefault(self._tokens_key(booking.model), [])
+        if surplus - sum(owed[1::2]) > limit * _FEW or len(owed) > _MOST_OWED:
+            return False
+        owed += (booking.bucket, -surplus)
+        return True
+
+    def _owed(self, asked: Booking) -> list[int]:
+        if asked.limit.tokens is None:
+            return []
+        return store().owed.pop(self._tokens_key(asked.model), [])
+
+    def _tokens_key(self, model: str) -> str:
+        return f"{self._prefix}{model}:tokens"
 
     def _needs_redis(self, asked: Booking) -> bool:
         # What has no limit needs no Redis: all that it would tell is a block.
@@ -290,7 +318,8 @@ local function earliest(meter, limit, amount, current, first)
 end
 
 -- KEYS: what blocks the model, then the meters.
--- ARGV: width, patience, bucket booked before or -1, then limit and amount for each meter.
+-- ARGV: width, patience, bucket booked before or -1; limit and amount for each meter; then
+-- buckets of the last meter, each with what to add to it.
 local width, patience, before = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local current = math.floor(now / width)
 local start = math.max(now, tonumber(redis.call('GET', KEYS[1]) or 0))
@@ -303,6 +332,11 @@ if before >= 0 then
     if redis.call('HEXISTS', KEYS[i], ARGV[3]) == 1 then
       redis.call('HINCRBY', KEYS[i], ARGV[3], -tonumber(ARGV[2 * i + 1]))
     end
+  end
+end
+for i = 2 * #KEYS + 2, #ARGV, 2 do
+  if redis.call('HEXISTS', KEYS[#KEYS], ARGV[i]) == 1 then
+    redis.call('HINCRBY', KEYS[#KEYS], ARGV[i], ARGV[i + 1])
   end
 end
 local first = math.floor(start / width)
@@ -323,8 +357,8 @@ return {{1, start - now, chosen, start, cause}}
 
 
 def _book(memory: Memory, keys: Keys, arguments: Arguments) -> list[int]:
-    width, patience, before, *pairs = arguments
     blocked, *meters = keys
+    width, patience, before, *pairs = arguments[: 3 + 2 * len(meters)]  # the rest is Redis's
     now = memory.now
     asked = list(zip(meters, pairs[::2], pairs[1::2], strict=True))
     current = now // width

@@ -107,6 +107,9 @@ class Store:
         self._breaker = Breaker(1, PAUSE)
         self._memory = Memory()
         self._lock = threading.Lock()
+        #: What the next step for a key takes along to Redis, so that it costs no round
+        #: trip. It may be lost. Here, since a forked child must not send it once more.
+        self.owed: dict[str, list[int]] = {}
 
     def run(self, step: Step, keys: Keys, arguments: Arguments, *, refuses: bool) -> Answer | None:
         """Run a step in Redis, or here without one.

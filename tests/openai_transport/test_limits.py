@@ -161,6 +161,32 @@ def test_tokens_beyond_those_booked_count_too(limiter):
     assert not book(limiter, of_tokens=1_000, tokens=51).is_granted
 
 
+def test_a_few_tokens_are_given_back_with_the_next_booking(alias, configure, redis_url):
+    configure(redis=redis_url)
+    limiter = Limiter(alias)
+    bookings = [book(limiter, of_tokens=1_000, tokens=500) for _ in range(2)]
+
+    limiter.settle(bookings[0], 496)
+    limiter.settle(bookings[1], 494)
+    elsewhere = book(Limiter(alias), of_tokens=1_000, tokens=11)
+
+    assert not elsewhere.is_granted
+    assert book(limiter, of_tokens=1_000, tokens=10).is_granted
+    assert not book(limiter, of_tokens=1_000, tokens=1).is_granted
+
+
+def test_what_a_process_holds_back_is_a_hundredth_of_the_limit_at_most(alias, configure, redis_url):
+    configure(redis=redis_url)
+    limiter = Limiter(alias)
+    bookings = [book(limiter, of_tokens=1_000, tokens=100) for _ in range(10)]
+    for booking in bookings:
+        limiter.settle(booking, 95)
+
+    shared.forget()  # as another process, which knows nothing of what this one holds back
+
+    assert book(limiter, of_tokens=1_000, tokens=40).is_granted
+
+
 def test_settling_when_the_window_has_passed_changes_nothing(limiter, clock):
     booking = book(limiter, of_tokens=1_000, tokens=1_000)
     clock.advance(120)
