@@ -269,6 +269,15 @@ def test_a_function_may_make_the_vectors(fake):
     )
 
 
+def test_vectors_of_a_function_are_sent_at_length_one(fake):
+    fake.embed_with(lambda text: [3, 4])
+    create = get_openai_client().embeddings.create
+
+    response = create(model=EMBEDDING, input="a", encoding_format="float")
+
+    assert response.data[0].embedding[:2] == pytest.approx([0.6, 0.8])
+
+
 def test_a_vector_that_is_too_long_is_told(fake):
     fake.embed_with(lambda text: [1] * 9)
 
@@ -528,3 +537,16 @@ def test_a_budget_that_one_fake_spent_is_whole_for_the_next(settings):
                 embed(["term " * 100])
 
         fake.assert_called(times=1)
+
+
+def test_limits_are_not_looked_up_in_the_projects_redis(settings):
+    # Nobody listens there: asked, it would have every call refused.
+    settings.DJANGO_SERVICES = {
+        "REDIS": {"default": {"URL": "redis://127.0.0.1:1/0"}},
+        "OPENAI": {"default": {"REQUESTS_PER_MINUTE": 60, "REFUSE_WITHOUT_REDIS": True}},
+    }
+
+    with fake_openai() as fake:
+        chat()
+
+    fake.assert_called(times=1)
