@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
     from .embedded.transport import EmbeddedTransport
     from .openai_transport.completion_streams import AsyncCompletionStream, CompletionStream
-    from .openai_transport.completions import Asked, Completion, Target
+    from .openai_transport.completions import Completion
     from .openai_transport.embedding_cache import EmbeddingCache
     from .openai_transport.moderation import Moderation
+    from .openai_transport.prompts import Asked, Target
     from .openai_transport.work import EmbeddingWork
 
     Prompt = str | Sequence[Mapping[str, Any]]
@@ -661,7 +662,7 @@ def _work_on(
 def _asked(
     prompt: object, instructions: object, tools: object, options: Mapping[str, Any]
 ) -> Asked:
-    from .openai_transport.completions import Asked
+    from .openai_transport.prompts import Asked
 
     return Asked(prompt, instructions, tools, options)
 
@@ -673,7 +674,7 @@ def _target(
     max_output_tokens: int | None,
     temperature: float | None,
 ) -> Target[M]:
-    from .openai_transport.completions import Target
+    from .openai_transport.prompts import Target
 
     name = model or conf.openai(alias).model
     return Target(alias, name, response_model, max_output_tokens, temperature)
@@ -722,30 +723,30 @@ async def _aembed(work: EmbeddingWork, cache: EmbeddingCache | None = None) -> N
 
 
 def _complete(target: Target[M], asked: Asked) -> Completion[M]:
-    from .openai_transport import completions, sending
+    from .openai_transport import completions, prompts, sending
 
-    request = completions.request_of(asked, target)
+    request = prompts.request_of(asked, target)
     reply = sending.post(get_openai_client(target.alias), request, target.alias)
     return completions.completion_of(reply, target)
 
 
 async def _acomplete(target: Target[M], asked: Asked) -> Completion[M]:
-    from .openai_transport import completions, sending
+    from .openai_transport import completions, prompts, sending
 
-    request = completions.request_of(asked, target)
+    request = prompts.request_of(asked, target)
     client = get_async_openai_client(target.alias)
     return completions.completion_of(await sending.apost(client, request, target.alias), target)
 
 
 def _stream(target: Target[M], asked: Asked) -> CompletionStream[M]:
-    from .openai_transport import completion_streams, completions
+    from .openai_transport import completion_streams, prompts
 
-    request = completions.request_of(asked, target, is_stream=True)
+    request = prompts.request_of(asked, target, is_stream=True)
     return completion_streams.CompletionStream(target, request, get_openai_client)
 
 
 def _astream(target: Target[M], asked: Asked) -> AsyncCompletionStream[M]:
-    from .openai_transport import completion_streams, completions
+    from .openai_transport import completion_streams, prompts
 
-    request = completions.request_of(asked, target, is_stream=True)
+    request = prompts.request_of(asked, target, is_stream=True)
     return completion_streams.AsyncCompletionStream(target, request, get_async_openai_client)

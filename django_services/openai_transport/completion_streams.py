@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from ..exceptions import ServiceError
-from .completions import Assembly, Completion, Request, Target
+from .completions import Assembly, Completion
+from .prompts import Request, Target
 from .sending import aopen_stream, broken_off, open_stream, request_id_of
 
 if TYPE_CHECKING:

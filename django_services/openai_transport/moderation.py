@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..exceptions import InvalidInput, InvalidResponse
 from ..privacy import Private
-from .completions import Request
 from .faults import ADVICE
+from .prompts import Request
 from .reading import decode_json
 from .texts import Limits, collection_fault, plan_requests, sort_out
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import httpx2
     import openai
 
-    from .completions import Request
+    from .prompts import Request
     from .reading import Reading
     from .work import EmbeddingWork, Refusal
 

@@ -31,14 +31,12 @@ from django_services.openai_service import (
     stream,
 )
 from django_services.openai_transport.completions import (
-    Asked,
     Assembly,
     Completion,
-    Target,
     ToolCall,
     read_answer,
-    request_of,
 )
+from django_services.openai_transport.prompts import Asked, Target, request_of
 from django_services.openai_transport.usage import Usage
 from django_services.signals import openai_call_finished
 
