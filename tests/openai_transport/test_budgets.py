@@ -319,6 +319,7 @@ def test_the_report_of_a_day_without_calls_is_empty(alias, configure, place):
 
 SPEND = """
     import os, random
+    import redis  # once, not in each process
     from decimal import Decimal
     from django_services.exceptions import BudgetExceeded
     from django_services.openai_transport.budgets import Budgets

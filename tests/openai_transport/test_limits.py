@@ -420,6 +420,7 @@ def _first_free(booked: list[tuple[int, int]], current: int, amount: int, limit:
 # Four processes at once; each writes when its calls start.
 PROCESSES = """
     import os, time
+    import redis  # once, not in each process
     from django_services.conf import Limit
     from django_services.openai_transport.limits import Limiter
 

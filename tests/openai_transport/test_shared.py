@@ -288,23 +288,23 @@ def test_memory_forgets_what_has_ended(alias, configure, clock):
     configure()
     limiter = Limiter(alias)
 
-    for model in range(10_000):
+    for model in range(3_000):
         limiter.book(f"gpt-{model}", tokens=0, limit=LIMIT, patience=0)
         clock.advance(1)
 
-    assert len(shared.store()._memory) <= 2_000
+    assert len(shared.store()._memory) <= 1_000
 
 
 def test_memory_keeps_what_has_not_ended(alias, configure, clock):
     configure()
     limiter = Limiter(alias)
 
-    for model in range(3_000):
+    for model in range(1_500):
         limiter.book(f"gpt-{model}", tokens=0, limit=Limit(requests=1), patience=0)
 
     again = [
         limiter.book(f"gpt-{model}", tokens=0, limit=Limit(requests=1), patience=0).is_granted
-        for model in range(3_000)
+        for model in range(1_500)
     ]
     assert not any(again)
 
