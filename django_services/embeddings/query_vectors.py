@@ -58,9 +58,9 @@ class WantedText(Wanted):
             model=space.model,
             dimensions=space.dimensions,
         )
-        known = cache.get_many([digest], space.dimensions) if cache else {}
-        if digest in known:
-            return encoding.Encoded(known[digest])  # the cache has checked it
+        known = cache.get(digest, space.dimensions) if cache else None
+        if known is not None:
+            return encoding.Encoded(known)  # the cache has checked it
         made = openai_service.embed(
             [self._text.reveal()],
             alias=index.alias,

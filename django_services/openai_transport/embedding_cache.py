@@ -20,7 +20,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from types import NoneType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core.cache import InvalidCacheBackendError, caches
@@ -88,6 +88,21 @@ class EmbeddingCache:
         self._alias = alias
         self._timeout = timeout
         self._prefix = f"django_services:{purpose}:"
+
+    def get(self, digest: str, dimensions: int | None = None) -> bytes | None:
+        """Return one vector, None if it is not known; see `get_many`.
+
+        Apart from it, since a query waits for it.
+        """
+        vector = _memory.get((self._alias, self._prefix, digest))
+        if vector is not None and _has_length(vector, dimensions):
+            return vector
+        key = self._prefix + digest
+        value = _asking(self._alias, lambda cache: cache.get(key))
+        if not _is_vector(value, dimensions):
+            return None
+        self._remembered({digest: value})
+        return value
 
     def get_many(self, digests: Sequence[str], dimensions: int | None = None) -> dict[str, bytes]:
         """Return the vectors that are known, as bytes of little-endian float32.
@@ -159,7 +174,7 @@ class EmbeddingCache:
 
     def _fetch(self, digests: Sequence[str]) -> dict[str, Any]:
         keys = [self._prefix + digest for digest in digests]
-        return _asking(self._alias, lambda cache: _values(cache, keys)) or {}
+        return _asking(self._alias, lambda cache: cache.get_many(keys)) or {}
 
     def _store(self, values: Mapping[str, bytes]) -> None:
         _asking(self._alias, lambda cache: cache.set_many(dict(values), self._timeout))
@@ -256,7 +271,9 @@ class _Question(NamedTuple):
         return json.dumps(body, separators=(",", ":")).encode()
 
     def told(self, reading: Reading) -> dict[str, bytes]:
-        return dict(zip(self.digests, reading.rows, strict=True)) if not reading.faults else {}
+        if reading.faults:
+            return {}
+        return {digest: reading.row(at) for at, digest in enumerate(self.digests)}
 
     def _encoded(self, row: bytes) -> str | list[float]:
         if self.is_base64:
@@ -291,7 +308,7 @@ def _has_length(value: bytes, dimensions: int | None) -> bool:
     return dimensions is None or len(value) == dimensions * ITEM_SIZE
 
 
-def _is_vector(value: object, dimensions: int | None) -> bool:
+def _is_vector(value: object, dimensions: int | None) -> TypeGuard[bytes]:
     """Tell whether a cache's value is a vector that has a direction."""
     if not isinstance(value, bytes) or not value or len(value) % ITEM_SIZE:
         return False
@@ -300,10 +317,8 @@ def _is_vector(value: object, dimensions: int | None) -> bool:
     import numpy as np
 
     numbers = np.frombuffer(value, "<f4")
-    with np.errstate(over="ignore", invalid="ignore"):
-        square = float(numbers.dot(numbers))
-    # NaN and infinity are in no open interval.
-    return 0 < square < math.inf
+    # vdot warns of no overflow; NaN and infinity are in no open interval.
+    return bool(0 < np.vdot(numbers, numbers) < math.inf)
 
 
 # The cache of CACHES -----------------------------------------------------------------
@@ -335,12 +350,6 @@ def _asking(alias: str, ask: Callable[[BaseCache], T]) -> T | None:
         return None
     breaker.succeeded()
     return answer
-
-
-def _values(cache: BaseCache, keys: list[str]) -> dict[str, Any]:
-    if len(keys) == 1:  # one key is asked for sooner alone
-        return {keys[0]: cache.get(keys[0])}
-    return cache.get_many(keys)
 
 
 # This process ------------------------------------------------------------------------

@@ -47,9 +47,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys that the cache of CACHES was asked for."""
     asked: list[str] = []
     get = LocMemCache.get
-    monkeypatch.setattr(
-        LocMemCache, "get", lambda self, key, *rest: (asked.append(key), get(self, key, *rest))[1]
-    )
+
+    def counted(self: LocMemCache, key: str, *args: Any, **options: Any) -> Any:
+        asked.append(key)
+        return get(self, key, *args, **options)
+
+    monkeypatch.setattr(LocMemCache, "get", counted)
     return asked
 
 
@@ -107,6 +110,19 @@ def test_what_was_kept_is_found_in_this_process_first(cache, reads):
     assert reads == ["django_services:embedding:b"]
 
 
+def test_one_is_found_as_many_are(cache, reads):
+    cache.set_many({"a": VECTOR})
+    embedding_cache.forget()
+
+    assert [cache.get("a"), cache.get("a", 2), cache.get("a", 3), cache.get("b")] == [
+        VECTOR,
+        VECTOR,
+        None,
+        None,
+    ]
+    assert len(reads) == 3  # the second was remembered
+
+
 def test_another_process_finds_it_in_the_cache_and_remembers_it(cache, reads):
     cache.set_many({"a": VECTOR})
     embedding_cache.forget()
@@ -140,6 +156,7 @@ def test_what_was_planted_is_a_miss(planted, cache):
     caches["default"].set("django_services:embedding:a", planted)
 
     assert cache.get_many(["a"], 2) == {}
+    assert cache.get("a", 2) is None
 
 
 def test_a_vector_of_another_length_is_a_miss(cache):
@@ -369,11 +386,10 @@ def test_tenants_do_not_share_embeddings(kept):
     assert kept.texts == ["a", "a"]
 
 
-def test_lengths_are_kept_apart(kept, settings):
-    assert embed("a").shape == (1, DIMENSIONS)
-    kept.dimensions = 4
+def test_lengths_are_kept_apart(kept):
+    for dimensions in (8, 4, 8, 4):
+        assert embed("a", dimensions=dimensions).shape == (1, dimensions)
 
-    assert embed("a", dimensions=4).shape == (1, 4)
     assert len(kept.calls) == 2
 
 
@@ -412,9 +428,16 @@ def test_a_faulty_vector_is_not_kept(kept):
     np.testing.assert_allclose(embed("a")[0], kept.vector("a"), atol=1e-6)
 
 
+def test_a_fault_beside_known_texts_is_the_new_texts(kept):
+    embed("a", "b")
+    kept.change(lambda rows: [{**row, "embedding": encoded([0.0] * 8)} for row in rows], times=9)
+
+    with pytest.raises(InvalidResponse, match=r"texts\[2\]"):
+        embed("a", "b", "new")
+
+
 def test_a_planted_vector_is_embedded_anew(kept, monkeypatch):
-    monkeypatch.setattr(LocMemCache, "get_many", lambda *_: {})
-    monkeypatch.setattr(LocMemCache, "get", lambda *_: b"planted")
+    monkeypatch.setattr(LocMemCache, "get", lambda *_, **__: b"planted")
 
     np.testing.assert_allclose(embed("a")[0], kept.vector("a"), atol=1e-6)
 
