@@ -666,13 +666,38 @@ def test_leaving_an_async_stream_closes_the_call(fake_openai, how):
     assert asyncio.run(leave())
 
 
-def test_a_stream_is_attributed_to_whom_it_was_made_for(asker, fake_openai):
+@pytest.fixture
+def finished():
+    """What the signal told of each call."""
     told = []
 
     def receive(sender, signal, **payload):
-        told.append((payload["tenant"], payload["output_tokens"]))
+        told.append(payload)
 
     openai_call_finished.connect(receive)
+    yield told
+    openai_call_finished.disconnect(receive)
+
+
+def test_a_stream_that_is_left_is_accounted_for_at_once(asker, fake_openai, finished):
+    fake_openai.stream(chunk(content="more "), pause=0.005, is_endless=True)
+
+    async def leave():
+        pieces = astream("hello")
+        await anext(pieces)
+        await pieces.aclose()
+        return len(finished)
+
+    def leave_sync():
+        pieces = stream("hello")
+        next(pieces)
+        pieces.close()
+        return len(finished)
+
+    assert (leave_sync() if asker is Sync else asyncio.run(leave())) == 1
+
+
+def test_a_stream_is_attributed_to_whom_it_was_made_for(asker, fake_openai, finished):
     with attributed(tenant="t-1"):
         pieces = stream("hello") if asker is Sync else astream("hello")
 
@@ -680,9 +705,8 @@ def test_a_stream_is_attributed_to_whom_it_was_made_for(asker, fake_openai):
         return [piece async for piece in pieces]
 
     list(pieces) if asker is Sync else asyncio.run(read())
-    openai_call_finished.disconnect(receive)
 
-    assert told == [("t-1", 5)]
+    assert [(call["tenant"], call["output_tokens"]) for call in finished] == [("t-1", 5)]
 
 
 def test_the_key_is_sent_to_nobody_else(fake_openai):
