@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 #: In ``response.extensions``: the `Reading` of an embeddings response, made once for all.
 READING = "django_services.reading"
 
+#: In ``response.extensions``: whether its reader takes it piece by piece.
+_IS_STREAM = "django_services.is_stream"
+
 #: How patient a call is, by the profile that it runs in.
 BACKOFFS: dict[context.Profile, Backoff] = {
     "request": Backoff(),
@@ -194,10 +197,13 @@ class Call:
 
     def is_stream(self, response: httpx2.Response) -> bool:
         """Tell whether the caller reads the body himself, piece by piece."""
-        return response.status_code < 300 and (
-            self.request.headers.get("x-stainless-raw-response") == "stream"
-            or is_event_stream(response)
-        )
+        known: bool | None = response.extensions.get(_IS_STREAM)
+        if known is None:
+            known = response.extensions[_IS_STREAM] = response.status_code < 300 and (
+                self.request.headers.get("x-stainless-raw-response") == "stream"
+                or response.headers.get("content-type", "").startswith("text/event-stream")
+            )
+        return known
 
     def verdict_on(self, response: httpx2.Response) -> httpx2.Response:
         """Return the response, or the error that it amounts to."""
@@ -319,7 +325,9 @@ class Call:
             "is_estimated": usage.is_estimated,
             "cost": self.cost(ending),
             "is_embedded": self.settings.is_embedded,
-            **self.attribution._asdict(),
+            "tenant": self.attribution.tenant,
+            "user": self.attribution.user,
+            "feature": self.attribution.feature,
         }
 
     def _estimated(self, events: Events) -> Usage:
@@ -333,7 +341,7 @@ class Call:
         pace.learn(
             self.policy.alias,
             self.model,
-            response.headers,
+            limits_told(response),
             seconds=response.elapsed.total_seconds(),
             tokens=usage.input_tokens,
         )
@@ -355,8 +363,14 @@ class Ending:
         return self.response is not None and 300 <= self.response.status_code < 500
 
 
-def is_event_stream(response: httpx2.Response) -> bool:
-    return response.headers.get("content-type", "").startswith("text/event-stream")
+def limits_told(response: httpx2.Response) -> dict[str, str]:
+    """Return what an answer's headers say of the service's limits."""
+    # One look at all of them: httpx2 goes through all for each that is asked for.
+    return {
+        name.decode("ascii").lower(): value.decode("ascii", "replace")
+        for name, value in response.headers.raw
+        if name[:12].lower() == b"x-ratelimit-"
+    }
 
 
 def reading_of(response: httpx2.Response) -> Reading | None:

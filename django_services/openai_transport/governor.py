@@ -26,7 +26,7 @@ from ..exceptions import (
 from ..signals import openai_call_finished
 from . import answers, embedding_cache, pace, telemetry, waiting
 from .budgets import Reservation
-from .call import Call, Ending, Policy, reading_of
+from .call import Call, Ending, Policy, limits_told, reading_of
 from .controls import Cause, Circuit, Controls, controls_of
 from .faults import BUDGET, CIRCUIT_OPEN, LIMITED, PRICE_UNKNOWN, retry_after
 from .limits import Booking
@@ -257,7 +257,7 @@ class _Operation:
             return
         if status < 300 or reading_of(response) is not None:
             circuit.breaker.succeeded()
-            await self._block(controls, pace.used_up_for(response.headers))
+            await self._block(controls, pace.used_up_for(limits_told(response)))
             return
         kind, code = self._call.error_of(response), self._call.code_of(response)
         if status == 401 or kind is QuotaExhausted:

@@ -154,7 +154,7 @@ def _common_length(items: list[dict[str, Any]]) -> int:
     given = [item.get("embedding") for item in items]
     if not all(isinstance(text, str) and len(text) == len(first) for text in given):
         return 0
-    return len(_floats_of_base64(first)) // FLOAT.itemsize
+    return (len(first) * 3 // 4 - first[-2:].count("=")) // FLOAT.itemsize
 
 
 def _decode_alike(items: list[dict[str, Any]], dimensions: int) -> Reading:
@@ -163,11 +163,13 @@ def _decode_alike(items: list[dict[str, Any]], dimensions: int) -> Reading:
     faults = {}
     for position, item in enumerate(items):
         numbers = _floats_of_base64(item.pop("embedding"))
-        if len(numbers) == dimensions * FLOAT.itemsize:
+        if len(numbers) == vectors.itemsize * dimensions:
             vectors[position] = np.frombuffer(numbers, FLOAT)
         else:
             faults[position] = "it holds no numbers"
             vectors[position] = 0
+    if len(faults) == len(items):
+        raise Unusable("no row holds numbers")
     return _normalised(None, vectors, faults)
 
 
