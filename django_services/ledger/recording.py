@@ -63,13 +63,12 @@ def _waited_for(connection: BaseDatabaseWrapper) -> BaseDatabaseWrapper | None:
 
 
 def _store_here(row: Row, connection: BaseDatabaseWrapper) -> None:
-    if connection.needs_rollback:
-        return  # the transaction takes nothing any more, and would take this back
     was_open = connection.connection is not None
     try:
         store([row], 1)
     except Exception as error:  # noqa: BLE001 - the call went well, whatever became of its row
-        # Also a test that may use no database, as most that meet this: no warning.
+        # A broken transaction, which would take the row back, or a test that may use no
+        # database: no warning.
         logger.debug("The ledger did not record a call: %s", type(error).__name__)
     finally:
         if not was_open:
