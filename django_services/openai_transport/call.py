@@ -45,6 +45,9 @@ _RETRIED_STATUSES = frozenset({408, 409, 429})
 #: Another attempt would fail in the same way.
 _LASTING_ERRORS = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
 
+#: Of these streams the last event is known; others, such as downloads, end with their bytes.
+_STREAMS = frozenset({"/chat/completions", "/completions", "/responses"})
+
 #: What costs money though its request, an upload, names no model in JSON.
 _PAID_UPLOADS = ("/audio/", "/images/", "/videos")
 
@@ -295,14 +298,16 @@ class Call:
             error: What broke it.
             whole: Whether it was read to its end.
         """
-        outcome = "ok" if events.is_complete else "closed"
+        tells_its_end = self.endpoint in _STREAMS
+        is_whole = events.is_complete if tells_its_end else whole
+        outcome = "ok" if is_whole else "closed"
         if error is not None:
             outcome = ServiceUnavailable.__name__
-        elif events.has_failed or (whole and not events.is_complete):
+        elif events.has_failed or (whole and not is_whole):
             outcome = InvalidResponse.__name__
         return Ending(
             outcome=outcome,
-            usage=events.usage or self._estimated(events),
+            usage=events.usage or (self._estimated(events) if tells_its_end else UNKNOWN),
             response=response,
             body=events.last,
         )

@@ -91,7 +91,7 @@ class _Operation:
         self._circuit: Circuit | None = None
         self._reservation: Reservation | None = None
         self._booking: Booking | None = None
-        self._events = Events()
+        self._has_verdict = True
         self._span = telemetry.begin(
             call.endpoint, call.asked, alias=call.policy.alias, settings=call.settings
         )
@@ -114,7 +114,8 @@ class _Operation:
                 await self._tell(Ending(outcome=type(error).__name__))
                 raise
         if call.is_stream(response):
-            self._wire.watch(self._events, response, self._end_of_stream(response))
+            events = Events(response.headers.get("content-encoding", ""), self._span.received_first)
+            self._wire.watch(events, response, self._end_of_stream(response, events))
         else:
             await self._end(call.ending(response))
             await self._keep_embeddings(response)
@@ -133,7 +134,7 @@ class _Operation:
         circuit = controls.circuit(self._call.credentials)
         seconds = circuit.breaker.refused_for()
         if seconds is None:
-            self._circuit = circuit
+            self._circuit, self._has_verdict = circuit, False
             return None
         cause = circuit.cause
         message = (
@@ -200,7 +201,12 @@ class _Operation:
             patience=call.deadline.remaining,
         )
         while booking.delay:
-            await self._wire.sleep(booking.delay)
+            try:
+                await self._wire.sleep(booking.delay)
+            except BaseException:
+                # Broken off while it waited, as by a cancelled task: another may have its turn.
+                await self._wire.do(limiter.cancel, limiter.acancel, booking)
+                raise
             if waiting.is_skipped():
                 break
             booking = await self._wire.do(
@@ -246,6 +252,7 @@ class _Operation:
             await self._wire.sleep(delay)
 
     def _heed_error(self) -> None:
+        self._has_verdict = True
         if self._circuit is not None:
             self._circuit.cause = Cause()
             self._circuit.breaker.failed()
@@ -255,6 +262,7 @@ class _Operation:
         circuit, controls, status = self._circuit, self._controls, response.status_code
         if circuit is None or controls is None:
             return
+        self._has_verdict = True
         if status < 300 or reading_of(response) is not None:
             circuit.breaker.succeeded()
             await self._block(controls, pace.used_up_for(limits_told(response)))
@@ -282,10 +290,10 @@ class _Operation:
     # How it ended
 
     def _end_of_stream(
-        self, response: httpx2.Response
+        self, response: httpx2.Response, events: Events
     ) -> Callable[[BaseException | None, bool], Coroutine[Any, Any, None]]:
         async def ended(error: BaseException | None, whole: bool) -> None:
-            ending = self._call.ending_of_stream(response, self._events, error, whole=whole)
+            ending = self._call.ending_of_stream(response, events, error, whole=whole)
             await self._end(ending)
 
         return ended
@@ -307,7 +315,8 @@ class _Operation:
             await self._wire.do(limiter.settle, limiter.asettle, self._booking, used)
 
     async def _tell(self, ending: Ending) -> None:
-        if self._circuit is not None:
+        if self._circuit is not None and not self._has_verdict:
+            # It may have been the probe, which another one may be now.
             self._circuit.breaker.released()
         self._span.end(
             outcome=ending.outcome,

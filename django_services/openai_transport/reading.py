@@ -107,14 +107,21 @@ def _normalised(
     """Return the vectors at length 1; those that have no direction are faults."""
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("ij,ij->i", vectors, vectors)
+    # NaN is in no interval. Most answers are sound, and then need no closer look.
+    if not (squares.min() > 0 and squares.max() < np.inf):
+        _find_faults(squares, vectors, faults)
+    vectors /= np.sqrt(squares)[:, None]
+    return Reading(rows, vectors, faults)
+
+
+def _find_faults(squares: np.ndarray, vectors: np.ndarray, faults: dict[int, str]) -> None:
+    """Note the rows without direction, and make them zeros of length 1."""
     bad = ~np.isfinite(squares) | (squares <= 0)
     for position in np.flatnonzero(bad).tolist():
         is_zero = squares[position] == 0
         faults.setdefault(position, f"it is {'all zeros' if is_zero else 'not finite'}")
     vectors[bad] = 0
     squares[bad] = 1
-    vectors /= np.sqrt(squares)[:, None]
-    return Reading(rows, vectors, faults)
 
 
 def decode_json(content: bytes) -> Any:

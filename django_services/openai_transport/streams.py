@@ -23,9 +23,15 @@ _LONGEST_LINE = 4 * 1024 * 1024  # bytes; a longer one is not looked into
 
 
 class Events:
-    """What the server-sent events of a stream tell of its end and its usage."""
+    """What the server-sent events of a stream tell of its end and its usage.
 
-    def __init__(self, encoding: str = "") -> None:
+    Args:
+        encoding: The answer's content encoding.
+        began: Called with each piece; the first one is of interest.
+    """
+
+    def __init__(self, encoding: str = "", began: Callable[[], object] = bool) -> None:
+        self._began = began
         self.usage: Usage | None = None
         #: The stream said that it ends here.
         self.is_complete = False
@@ -40,6 +46,7 @@ class Events:
 
     def pass_by(self, raw: bytes) -> None:
         """Look at what passes."""
+        self._began()
         *lines, self._rest = (self._rest + self._decode(raw)).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
             self._rest = b""
@@ -114,7 +121,7 @@ class WatchedStream(httpx2.SyncByteStream):
 
     Args:
         inner: The answer's own stream.
-        events: What looks at the pieces; None for a body that is no event stream.
+        events: What looks at the pieces.
         ended: Called once, at the end: with the error that broke the stream, if one did,
             and whether it was read to its end.
     """
@@ -122,7 +129,7 @@ class WatchedStream(httpx2.SyncByteStream):
     def __init__(
         self,
         inner: httpx2.SyncByteStream,
-        events: Events | None,
+        events: Events,
         ended: Callable[[BaseException | None, bool], object],
     ) -> None:
         self._inner = inner
@@ -133,8 +140,7 @@ class WatchedStream(httpx2.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         try:
             for piece in self._inner:
-                if self._events is not None:
-                    self._events.pass_by(piece)
+                self._events.pass_by(piece)
                 yield piece
         except Exception as error:
             self._end(error)
@@ -164,7 +170,7 @@ class AsyncWatchedStream(httpx2.AsyncByteStream):
     def __init__(
         self,
         inner: httpx2.AsyncByteStream,
-        events: Events | None,
+        events: Events,
         ended: Callable[[BaseException | None, bool], Coroutine[Any, Any, object]],
     ) -> None:
         self._inner = inner
@@ -176,8 +182,7 @@ class AsyncWatchedStream(httpx2.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for piece in self._inner:
-                if self._events is not None:
-                    self._events.pass_by(piece)
+                self._events.pass_by(piece)
                 yield piece
         except Exception as error:
             await self._end(error)

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from django_services import openai_service
+from django_services.conf import Limit
 from django_services.exceptions import (
     AuthenticationFailed,
     BudgetExceeded,
@@ -229,6 +230,23 @@ def test_the_limit_that_the_service_tells_is_kept(fake_openai):
     assert len(fake_openai.calls) == 2
 
 
+def test_a_call_that_is_cancelled_while_it_waits_gives_its_turn_back(configure, fake_openai):
+    configure(REQUESTS_PER_MINUTE=1, DEADLINE=90)
+    limiter = controls_of("default").limiter
+
+    async def cancel():
+        client = openai_service.get_async_openai_client()
+        await client.embeddings.create(model="m", input="x")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await client.embeddings.create(model="m", input="x")
+
+    asyncio.run(cancel())
+
+    asked = limiter.book("m", tokens=0, limit=Limit(requests=1), patience=90)
+    assert 50 < asked.delay < 65
+
+
 # Profiles
 
 
@@ -415,6 +433,16 @@ def test_a_broken_stream_is_told(fake_openai, finished, content, outcome):
         list(chat(stream=True))
 
     assert [each["outcome"] for each in finished] == [outcome]
+
+
+def test_a_download_ends_with_its_bytes(fake_openai, finished):
+    fake_openai.answer(b"\0" * 100_000, headers={"content-type": "application/octet-stream"})
+
+    with get_openai_client().files.with_streaming_response.content("file-1") as response:
+        size = sum(len(piece) for piece in response.iter_bytes())
+
+    assert size == 100_000
+    assert [(each["outcome"], each["input_tokens"]) for each in finished] == [("ok", None)]
 
 
 def test_a_stream_that_its_reader_leaves_is_told(fake_openai, finished):
