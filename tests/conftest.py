@@ -21,6 +21,7 @@ from django_services.db_service import init_db
 from django_services.openai_transport import embedding_cache
 
 from . import databases
+from .batches.fake_batches import fake_batches  # noqa: F401  # a fixture
 from .fake_openai import fake_openai  # noqa: F401  # a fixture
 from .processes import ROOT, Project, PythonRunner
 from .servers import PostgresServer, RedisServer

@@ -6,7 +6,7 @@ Decides and does no I/O.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -134,18 +134,39 @@ def read(line: bytes) -> Outcome | None:
     return Outcome(custom_id, None, error, error_class(status, code).retryable)
 
 
-def result_of(body: Any, endpoint: str, inputs: int) -> bytes | None:
-    """Return what is kept of a good answer; None if it is of no use.
+def results_of(answers: Sequence[tuple[Any, int]], endpoint: str) -> list[bytes | None]:
+    """Return what is kept of good answers, each with the texts that it embeds; None if useless.
 
     Of embeddings that is their vectors, little-endian float32 of L2 norm 1, validated
     as the transport does; of anything else the body as JSON.
     """
     if endpoint != EMBEDDINGS:
-        return json.dumps(body, separators=(",", ":")).encode()
+        return [json.dumps(body, separators=(",", ":")).encode() for body, _ in answers]
+    if all(inputs == 1 for _, inputs in answers):
+        # Together, ten times as quick.
+        rows = [{"index": n, "embedding": _row_of(body)} for n, (body, _) in enumerate(answers)]
+        return _vectors_in({"data": rows}, len(rows))
+    return [_joined(_vectors_in(body, inputs)) for body, inputs in answers]
+
+
+def _row_of(body: Any) -> Any:
+    """Return the vector, as it was sent, of an answer that holds one."""
+    data = body.get("data") if isinstance(body, dict) else None
+    item = data[0] if isinstance(data, list) and len(data) == 1 else None
+    return item.get("embedding") if isinstance(item, dict) else None
+
+
+def _vectors_in(body: Any, count: int) -> list[bytes | None]:
     from ..openai_transport.reading import FLOAT, Unusable, read_embeddings
 
     try:
-        reading = read_embeddings(body, inputs)
+        reading = read_embeddings(body, count)
     except Unusable:
-        return None
-    return None if reading.faults else reading.vectors.astype(FLOAT, copy=False).tobytes()
+        return [None] * count
+    rows = reading.vectors.astype(FLOAT, copy=False)
+    return [None if n in reading.faults else rows[n].tobytes() for n in range(count)]
+
+
+def _joined(rows: Sequence[bytes | None]) -> bytes | None:
+    sound = [row for row in rows if row is not None]
+    return b"".join(sound) if len(sound) == len(rows) else None

@@ -14,7 +14,7 @@ from ..openai_transport.usage import UNKNOWN, Usage
 from ..signals import openai_call_finished
 from . import leases, remote
 from .drafts import LINES_AT_ONCE
-from .lines import Outcome, read, result_of
+from .lines import Outcome, read, results_of
 from .models import BatchJob, BatchLine
 
 State = BatchLine.State
@@ -22,7 +22,7 @@ State = BatchLine.State
 _UPDATE = (
     "UPDATE {table} SET state = %s, result = %s, error = %s, is_retryable = %s, "
     "body = CASE WHEN %s THEN '' ELSE body END "
-    "WHERE job_id = %s AND custom_id = %s AND state = 'waiting'"
+    "WHERE job_id = %s AND custom_id = %s"
 )
 
 
@@ -97,10 +97,14 @@ def _store(job: BatchJob, part: Sequence[Outcome]) -> None:
             state=State.WAITING, custom_id__in=[outcome.custom_id for outcome in part]
         ).values_list("custom_id", "inputs")
     )
+    outcomes = [outcome for outcome in part if outcome.custom_id in waiting]
+    good = [outcome for outcome in outcomes if not outcome.error]
+    answers = [(outcome.body, waiting[outcome.custom_id]) for outcome in good]
+    kept = zip(good, results_of(answers, job.endpoint), strict=True)
+    results = {outcome.custom_id: result for outcome, result in kept}
     rows = [
-        (*_columns(job, outcome, waiting[outcome.custom_id]), job.pk, outcome.custom_id)
-        for outcome in part
-        if outcome.custom_id in waiting
+        (*_columns(outcome, results.get(outcome.custom_id)), job.pk, outcome.custom_id)
+        for outcome in outcomes
     ]
     connection = connections[job.database]
     table = connection.ops.quote_name(BatchLine._meta.db_table)
@@ -110,11 +114,10 @@ def _store(job: BatchJob, part: Sequence[Outcome]) -> None:
             cursor.executemany(_UPDATE.format(table=table), rows)
 
 
-def _columns(job: BatchJob, outcome: Outcome, inputs: int) -> tuple[Any, ...]:
+def _columns(outcome: Outcome, result: bytes | None) -> tuple[Any, ...]:
     """Return the line's state, result, error, whether it may be retried, and is done with."""
     if outcome.error:
         return State.FAILED.value, None, outcome.error, outcome.is_retryable, False
-    result = result_of(outcome.body, job.endpoint, inputs)
     if result is None:
         return State.FAILED.value, None, "invalid_response", True, False
     return State.SUCCEEDED.value, result, "", False, True

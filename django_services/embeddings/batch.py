@@ -136,23 +136,22 @@ class Backfill:
         Raises:
             ServiceError: It brought nothing, and another one would not either.
         """
-        for job in self._sent:
-            job.refresh_from_db()
-        good = [job for job in self._sent if job.completed]
-        codes = {job.error for job in self._sent}
+        # Those are gone that another process was done with.
+        sent = list(self.jobs.filter(pk__in=[job.pk for job in self._sent]))
+        good = [job for job in sent if job.completed]
+        codes = {job.error for job in sent}
         if _TOO_MANY_TOKENS in codes:
             # An account may have only so many tokens waiting.
             self._most = max(1, len(good))
-            if not good:
-                self.limits = replace(self.limits, lines=self.limits.lines // 2)
-        elif not self._sent or good:
+        if good or not sent:
             return
-        if self.limits.lines < _SMALLEST or not (good or _TOO_MANY_TOKENS in codes):
+        if _TOO_MANY_TOKENS not in codes or self.limits.lines < 2 * _SMALLEST:
             code = next(filter(None, codes), "no line of it succeeded")
             raise InvalidRequest(
                 f"{self.index.label}: the batch brought nothing ({code}). "
                 "Embed without it: manage.py embeddings sync"
             )
+        self.limits = replace(self.limits, lines=self.limits.lines // 2)
 
 
 def backfills(indexes: Sequence[Embeddings], alias: str) -> list[Backfill]:

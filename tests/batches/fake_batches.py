@@ -99,6 +99,10 @@ class FakeBatches:
             if batch["status"] == "in_progress":
                 self._end(batch, status, shuffled)
 
+    def take_batch(self) -> None:
+        """Do nothing odd with the next batch: what is programmed then is for those after it."""
+        self._program("POST /v1/batches", lambda _: False, 1)
+
     def refuse_batch(self, code: str, *, times: int = 1) -> None:
         """Have the next batches end as failed: their input is refused."""
         fault = {"code": code, "message": "told to fail", "line": None, "param": None}

@@ -20,7 +20,8 @@ from django_services.signals import openai_call_finished
 
 from .fake_batches import MODEL
 
-pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("database")]
+pytestmark = pytest.mark.django_db
+on_both = pytest.mark.usefixtures("database")
 
 RESPONSES = "/v1/responses"
 EMBEDDINGS = "/v1/embeddings"
@@ -71,6 +72,7 @@ def settled_at_once(monkeypatch):
 # The way of a job --------------------------------------------------------------------
 
 
+@on_both
 def test_what_comes_back_stands_with_its_request(fake_batches):
     job = submitted("alpha", "beta")
     fake_batches.work()
@@ -112,6 +114,7 @@ def test_poll_ends_before_the_results_and_fetch_brings_them(fake_batches):
     assert (polled, fetched) == (State.FETCHING, State.DONE)
 
 
+@on_both
 def test_vectors_are_validated_and_kept_as_float32(fake_batches):
     (job,) = jobs.submit(embedding("alpha"), endpoint=EMBEDDINGS)
     fake_batches.work()
@@ -155,6 +158,7 @@ def test_a_line_separator_in_a_text_parts_no_line(fake_batches):
     assert job.lines.get().answer["output"] == text.upper()
 
 
+@on_both
 def test_nul_survives_the_database(fake_batches):
     job = submitted("a\x00b")
 
@@ -162,6 +166,7 @@ def test_nul_survives_the_database(fake_batches):
     assert job.state == State.SUBMITTED
 
 
+@on_both
 def test_the_request_is_forgotten_once_it_has_succeeded(fake_batches):
     fake_batches.answers["beta"] = 500, {}
     job = submitted("alpha", "beta")
@@ -217,6 +222,7 @@ def test_no_requests_make_no_job(fake_batches):
 # What fails --------------------------------------------------------------------------
 
 
+@on_both
 def test_each_failed_line_says_why(fake_batches):
     refused = {"error": {"message": "secret words", "code": "invalid_value"}}
     fake_batches.answers |= {"bad": (400, refused), "busy": (503, {}), "late": None}
@@ -236,6 +242,7 @@ def test_each_failed_line_says_why(fake_batches):
     assert (job.state, job.completed, job.failed) == (State.DONE, 1, 3)
 
 
+@on_both
 def test_failed_lines_are_sent_again_once(fake_batches):
     fake_batches.answers["busy"] = 503, {}
     fake_batches.answers["bad"] = 400, {}
@@ -446,6 +453,7 @@ def test_a_batch_whose_answer_was_lost_is_found_again(
     assert BatchJob.objects.filter(state=State.SUBMITTED).count() == len(others) + 4
 
 
+@on_both
 def test_a_batch_that_is_not_listed_yet_is_not_created_again(fake_batches):
     fake_batches.fail("POST /v1/batches", 500)
 
@@ -499,6 +507,7 @@ def test_a_batch_costs_half_and_those_it_was_made_for(fake_batches, finished_cal
 # Two at once -------------------------------------------------------------------------
 
 
+@on_both
 def test_a_job_that_another_process_works_on_is_left_alone(fake_batches):
     job = submitted("alpha")
     fake_batches.work()
@@ -511,6 +520,7 @@ def test_a_job_that_another_process_works_on_is_left_alone(fake_batches):
     assert other.state == State.SUBMITTED
 
 
+@on_both
 def test_a_job_of_a_dead_process_is_taken_over(fake_batches):
     job = submitted("alpha")
     fake_batches.work()
@@ -521,6 +531,7 @@ def test_a_job_of_a_dead_process_is_taken_over(fake_batches):
     assert job.state == State.DONE
 
 
+@on_both
 def test_who_lost_the_job_writes_nothing_more(fake_batches):
     def take_over():
         BatchJob.objects.update(owner="another", leased_until=leases.later(100))
@@ -540,6 +551,7 @@ def test_who_lost_the_job_writes_nothing_more(fake_batches):
     assert not fake_batches.batches
 
 
+@on_both
 def test_of_a_purpose_without_texts_one_job_is_filled_at_a_time(fake_batches):
     kind = drafts.Kind(
         endpoint=EMBEDDINGS, alias="default", model=MODEL, purpose="x", keeps_bodies=False
@@ -568,6 +580,7 @@ def test_a_job_without_texts_that_was_not_sent_is_dropped(fake_batches):
     assert not fake_batches.arrived
 
 
+@on_both
 def test_a_job_without_texts_goes_on_from_its_file(fake_batches):
     kind = drafts.Kind(
         endpoint=EMBEDDINGS, alias="default", model=MODEL, purpose="x", keeps_bodies=False

@@ -16,7 +16,6 @@ from django_services.embeddings.sources import Keys, read_texts, rows
 from django_services.embeddings.spaces import active
 from django_services.embeddings.statements import Statements
 from django_services.embeddings.status import status
-from tests.batches.fake_batches import fake_batches  # noqa: F401  # a fixture
 
 from .stored import TOLERANCE
 

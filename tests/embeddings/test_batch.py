@@ -292,6 +292,25 @@ def test_batches_that_are_too_large_for_the_account_shrink(index, fake_batches, 
     assert sizes == [6, 3, 3]
 
 
+def test_no_more_batches_are_sent_at_once_than_the_account_took(index, fake_batches, monkeypatch):
+    monkeypatch.setattr(batch, "FEW", 0)
+    for number in range(6):
+        make(number)
+    fake_batches.take_batch()
+    fake_batches.refuse_batch("token_limit_exceeded", times=2)
+    backfills = batch.backfills([index], "default")
+    backfills[0].limits = Limits(lines=2)
+    under_way = []
+
+    def work(far):
+        under_way.append(far.batches)
+        fake_batches.work()
+
+    assert batch.run(backfills, progress=work)
+
+    assert under_way == [1, 1, 1, 0]
+
+
 def test_an_outage_ends_no_wait(index, products, fake_batches):
     troubles = []
 
@@ -387,6 +406,13 @@ def test_two_at_once_send_everything_once(index, products, fake_batches, monkeyp
     assert sorted(fake_batches.sent) == [f"text {number}" for number in range(4)]
     assert fake_batches.embedded == []
     assert_invariants(index)
+
+
+def test_a_batch_that_another_process_was_done_with_is_not_missed(index, products, fake_batches):
+    (first,) = begun(index)
+    backfill(index, fake_batches)
+
+    assert first.step(Stop())
 
 
 # A new space -------------------------------------------------------------------------

@@ -92,7 +92,8 @@ def test_what_a_batch_is_working_on_is_not_counted(index, products):
     assert the_only(index).texts == 0
 
 
-def test_a_source_with_several_changes_counts_once(index, products):
+def test_a_source_with_several_changes_counts_once(index, products, monkeypatch):
+    monkeypatch.setattr(batch, "SOURCES_AT_ONCE", 1)
     sync([index], alias="default")
     for text in ("once", "twice"):
         Product.objects.filter(pk=products[0].pk).update(description=text)

@@ -11,7 +11,6 @@ from django.core.management import CommandError, call_command
 from django_services.batches import jobs
 from django_services.embeddings import batch
 from django_services.embeddings.status import status
-from tests.batches.fake_batches import fake_batches  # noqa: F401  # a fixture
 from tests.testapp.models import Product
 
 pytestmark = pytest.mark.django_db
@@ -26,7 +25,7 @@ def at_once(monkeypatch):
 
 
 @pytest.fixture
-def products(fake_batches):  # noqa: F811
+def products(fake_batches):
     return Product.objects.bulk_create(
         Product(description=f"text {number}", sku=str(number)) for number in range(3)
     )
@@ -42,7 +41,7 @@ def pending():
     return sum(each.pending for each in status("default") if each.label.startswith(NAME))
 
 
-def test_batch_waits_and_stores(products, fake_batches):  # noqa: F811
+def test_batch_waits_and_stores(products, fake_batches):
     fake_batches.during("GET /v1/batches/*", fake_batches.work)
 
     output = run("--batch")
@@ -52,7 +51,7 @@ def test_batch_waits_and_stores(products, fake_batches):  # noqa: F811
     assert pending() == 0
 
 
-def test_batch_without_waiting_says_how_to_go_on(products, fake_batches):  # noqa: F811
+def test_batch_without_waiting_says_how_to_go_on(products, fake_batches):
     output = run("--batch", "--no-wait")
 
     assert "Batches: 0 of 3 texts embedded, 1 batches under way." in output
@@ -60,7 +59,7 @@ def test_batch_without_waiting_says_how_to_go_on(products, fake_batches):  # noq
     assert pending() == 3
 
 
-def test_batch_without_waiting_goes_on_when_run_again(products, fake_batches):  # noqa: F811
+def test_batch_without_waiting_goes_on_when_run_again(products, fake_batches):
     run("--batch", "--no-wait")
     fake_batches.work()
 
@@ -70,7 +69,7 @@ def test_batch_without_waiting_goes_on_when_run_again(products, fake_batches):  
     assert len(fake_batches.batches) == 1
 
 
-def test_batch_prints_numbers_for_a_script(products, fake_batches):  # noqa: F811
+def test_batch_prints_numbers_for_a_script(products, fake_batches):
     fake_batches.during("GET /v1/batches/*", fake_batches.work)
 
     report = json.loads(run("--batch", "--json"))
@@ -79,12 +78,12 @@ def test_batch_prints_numbers_for_a_script(products, fake_batches):  # noqa: F81
     assert report["stored"] == 3
 
 
-def test_batch_with_nothing_to_do_says_so(fake_batches):  # noqa: F811
+def test_batch_with_nothing_to_do_says_so(fake_batches):
     assert run("--batch") == "Nothing to embed: everything is in step.\n"
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_the_batch_to_be_resumed(products, fake_batches, name):  # noqa: F811
+def test_a_signal_leaves_the_batch_to_be_resumed(products, fake_batches, name):
     # In the server's thread; Python runs the handler in the main one.
     fake_batches.during("GET /v1/batches/*", lambda: os.kill(os.getpid(), name))
     output, errors = io.StringIO(), io.StringIO()
@@ -125,5 +124,5 @@ def test_dry_run_prints_numbers_for_a_script(products):
     assert float(found["batch_cost"]) * 2 == pytest.approx(float(found["cost"]))
 
 
-def test_dry_run_says_that_there_is_nothing_to_do(fake_batches):  # noqa: F811
+def test_dry_run_says_that_there_is_nothing_to_do(fake_batches):
     assert run("--dry-run") == "Nothing to embed: everything is in step.\n"

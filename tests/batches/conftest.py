@@ -1,1 +1,0 @@
-from .fake_batches import fake_batches  # noqa: F401  # a fixture
