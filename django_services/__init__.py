@@ -17,32 +17,64 @@ __all__ = [
     "Embeddings",
     "SearchManager",
     "SearchQuerySet",
+    "acomplete",
     "aembed",
+    "amoderate",
+    "astream",
+    "attributed",
+    "complete",
+    "count_tokens",
     "embed",
     "get_async_openai_client",
     "get_openai_client",
     "get_redis_client",
     "init_db",
+    "moderate",
     "register",
+    "stream",
+    "streaming_response",
 ]
 
 _MODULES = {
     "Embeddings": "embeddings",
     "SearchManager": "embeddings",
     "SearchQuerySet": "embeddings",
+    "acomplete": "openai_service",
     "aembed": "openai_service",
+    "amoderate": "openai_service",
+    "astream": "openai_service",
+    "attributed": "openai_service",
+    "complete": "openai_service",
+    "count_tokens": "openai_service",
     "embed": "openai_service",
     "get_async_openai_client": "openai_service",
     "get_openai_client": "openai_service",
     "get_redis_client": "redis_service",
     "init_db": "db_service",
+    "moderate": "openai_service",
     "register": "embeddings",
+    "stream": "openai_service",
+    "streaming_response": "openai_service",
 }
 
 if TYPE_CHECKING:
     from .db_service import init_db
     from .embeddings import Embeddings, SearchManager, SearchQuerySet, register
-    from .openai_service import aembed, embed, get_async_openai_client, get_openai_client
+    from .openai_service import (
+        acomplete,
+        aembed,
+        amoderate,
+        astream,
+        attributed,
+        complete,
+        count_tokens,
+        embed,
+        get_async_openai_client,
+        get_openai_client,
+        moderate,
+        stream,
+        streaming_response,
+    )
     from .redis_service import get_redis_client
 
 

@@ -14,6 +14,7 @@ keeps, is there through the client, under the same transport.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from . import conf, embedded
@@ -651,8 +652,14 @@ def _work_on(
         dimensions=length,
         sends_dimensions=is_embedded or is_shortened,
         is_embedded=is_embedded,
-        server="" if is_embedded else conf.openai(alias).base_url,
     )
+    if not is_embedded:
+        settings = conf.openai(alias)
+        target = replace(
+            target,
+            server=settings.base_url,
+            tokens_per_minute=settings.limit_of(target.model).tokens,
+        )
     return EmbeddingWork(texts, target)
 
 

@@ -6,7 +6,7 @@ Decides and does no I/O, so that the sync and the async verb share all of it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..exceptions import (
@@ -17,7 +17,7 @@ from ..exceptions import (
 )
 from ..privacy import Private
 from . import embedding_cache
-from .texts import collection_fault, plan_requests, sort_out
+from .texts import LIMITS, Limits, collection_fault, plan_requests, sort_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,14 @@ class Target:
     is_embedded: bool
     #: Base URL: two servers may name two models alike.
     server: str = ""
+    #: Tokens a minute that may be sent: no request has more, or it never had its turn.
+    tokens_per_minute: int | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """What one request may hold."""
+        most = self.tokens_per_minute
+        return replace(LIMITS, request_bytes=min(most, LIMITS.request_bytes)) if most else LIMITS
 
 
 class EmbeddingWork:
@@ -66,7 +74,7 @@ class EmbeddingWork:
         self._faults: dict[int, ServiceError] = {}
         #: The places in `unique` of the texts that are sent: a request is a range of these.
         self._sent: Sequence[int] = range(len(self._texts.unique))
-        self._due = plan_requests(self._texts.unique)[::-1]
+        self._due = plan_requests(self._texts.unique, target.limits)[::-1]
         self._digests: list[str] = []
         self._learned: dict[str, bytes] = {}
         self._refused_alone = 0
@@ -97,7 +105,8 @@ class EmbeddingWork:
             rows = [known[self._digests[place]] for place in places]
             self._vectors[places] = assemble(rows, self.target.dimensions).vectors
             self._sent = [n for n, digest in enumerate(self._digests) if digest not in known]
-            self._due = plan_requests([self._texts.unique[place] for place in self._sent])[::-1]
+            texts = [self._texts.unique[place] for place in self._sent]
+            self._due = plan_requests(texts, self.target.limits)[::-1]
 
     def learned(self) -> dict[str, bytes]:
         """Return what a cache may keep of the replies since the last time."""

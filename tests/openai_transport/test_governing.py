@@ -195,6 +195,15 @@ def test_the_tokens_really_used_are_counted(configure, fake_openai):
         chat("word " * 90)
 
 
+def test_texts_are_packed_by_what_a_minute_lets_through(configure, fake_openai, waits):
+    configure(TOKENS_PER_MINUTE=400, DEADLINE=3_600)
+
+    embed([f"{number} " + "word " * 30 for number in range(10)])
+
+    assert len(fake_openai.texts) == 10
+    assert len(fake_openai.calls) == 5
+
+
 def test_a_long_retry_after_holds_back_every_later_call(fake_openai, caller):
     fake_openai.fail(429, headers={"retry-after": "3600"})
 
