@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from django.test import override_settings
 
+from django_services import conf
 from django_services.env.backends import DATABASE_OPTIONS, REDIS_OPTIONS
 from tests.fake_openai import FakeOpenAI
 from tests.processes import ROOT, Project
 
 README = ROOT / "README.md"
 GUIDE = ROOT / "django_services" / "README.md"
+OPENAI = ROOT / "docs" / "openai.md"
 PAGES = pytest.mark.parametrize("page", [README, GUIDE], ids=["README", "guide"])
 
 #: What `django-admin startproject` writes, as far as it matters here.
@@ -90,11 +94,28 @@ def test_code_blocks_run_in_their_order(blog, chat, page):
         blog.python(code, env=remote)
 
 
+def test_the_page_on_openai_runs(blog):
+    blog.configure('INSTALLED_APPS += ["django_services"]')
+    blog.manage("migrate")
+    blocks = list(code_blocks(OPENAI))
+    settings = [code for code in blocks if code.startswith("# settings.py")]
+    rest = [code for code in blocks if code not in settings]
+
+    body = textwrap.indent("\n".join(rest), "    ")
+    blog.python(f"from django_services.testing import fake_openai\nwith fake_openai():\n{body}")
+
+    for code in settings:
+        configured: dict[str, object] = {"read_key": lambda: "sk-1"}
+        exec(code, configured)
+        with override_settings(DJANGO_SERVICES=configured["DJANGO_SERVICES"]):
+            assert [conf.openai_section(alias) for alias in conf.openai_aliases()]
+
+
 def is_chat(code: str) -> bool:
     return "chat.completions" in code
 
 
-@PAGES
+@pytest.mark.parametrize("page", [README, GUIDE, OPENAI], ids=["README", "guide", "openai"])
 def test_links_lead_to_files_and_headings(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         url = urlsplit(target)
