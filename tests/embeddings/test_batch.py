@@ -346,8 +346,14 @@ class Crash(BaseException):
     """Stands for a process that is gone."""
 
 
+SHORT = {("write", True), ("create", True), ("store", False), ("clean", False)}
 STEPS = [
-    (module, name, after)
+    pytest.param(
+        (module, name, after),
+        id=f"{name}-{after}",
+        # The jobs' own tests crash at every step; here those where a sync depends on it.
+        marks=[] if (name, after) in SHORT else [pytest.mark.fault],
+    )
     for module, name in [
         (leases, "write"),
         (remote, "upload"),
@@ -360,7 +366,7 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize("step", STEPS, ids=[f"{name}-{after}" for _, name, after in STEPS])
+@pytest.mark.parametrize("step", STEPS)
 def test_after_a_crash_anywhere_all_is_paid_once(index, products, fake_batches, monkeypatch, step):
     module, name, after = step
     whole = getattr(module, name)
