@@ -18,6 +18,7 @@ from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_services.db_service import init_db
+from django_services.ledger import recording
 from django_services.openai_transport import embedding_cache
 
 from . import databases
@@ -44,6 +45,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def _unknown_embeddings() -> None:
     """Let no test be answered from what another one asked for."""
     embedding_cache.forget()
+
+
+@pytest.fixture(autouse=True)
+def _no_ledger_without_a_database(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let a test that asked for no database leave no row there for others to find."""
+    has_database = request.node.get_closest_marker("django_db") is not None
+    if not has_database and not {"db", "transactional_db"} & set(request.fixturenames):
+        monkeypatch.setattr(recording, "store", lambda rows, attempts: None)
 
 
 @pytest.fixture(scope="session")

@@ -186,7 +186,7 @@ class FakeOpenAI:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.fake = self  # type: ignore[attr-defined]
-        serve = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        serve = threading.Thread(target=self._server.serve_forever, args=(0.001,), daemon=True)
         serve.start()
 
     def stop(self) -> None:

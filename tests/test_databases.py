@@ -9,7 +9,11 @@ from django.db import connection, connections
 
 from tests.testapp.models import Plain
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("database")]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("database"),
+    pytest.mark.slow,
+]
 
 
 def test_the_default_database_is_the_one_asked_for(database):

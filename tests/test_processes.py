@@ -10,6 +10,8 @@ import pytest
 from django.contrib.auth.models import Group
 from django.db import connection
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.django_db(transaction=True)
 def test_run_python_reads_and_writes_the_tests_database(run_python):

@@ -11,6 +11,8 @@ import redis
 
 from .servers import PostgresServer, RedisServer
 
+pytestmark = pytest.mark.slow
+
 
 def ping(url: str) -> bool:
     with redis.Redis.from_url(url, socket_timeout=0.5) as client:

@@ -65,6 +65,8 @@ def _waited_for(connection: BaseDatabaseWrapper) -> BaseDatabaseWrapper | None:
 def _store_here(row: Row, connection: BaseDatabaseWrapper) -> None:
     was_open = connection.connection is not None
     try:
+        if not was_open:
+            _refuse_to_wait(connection)
         store([row], 1)
     except Exception as error:  # noqa: BLE001 - the call went well, whatever became of its row
         # A broken transaction, which would take the row back, or a test that may use no
@@ -74,3 +76,13 @@ def _store_here(row: Row, connection: BaseDatabaseWrapper) -> None:
         if not was_open:
             # A thread of the test's own, which does not know that it has a connection now.
             connection.close()
+
+
+def _refuse_to_wait(connection: BaseDatabaseWrapper) -> None:
+    """Have SQLite say at once that it is locked, in a thread of the test's own.
+
+    It is the test that holds the lock, and it may be waiting for this thread.
+    """
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA busy_timeout = 0")

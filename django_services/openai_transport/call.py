@@ -51,6 +51,9 @@ _STREAMS = frozenset({"/chat/completions", "/completions", "/responses"})
 #: What costs money though its request, an upload, names no model in JSON.
 _PAID_UPLOADS = ("/audio/", "/images/", "/videos")
 
+#: Handing these over costs nothing; what a batch did is told when it is fetched.
+_FREE = ("/files", "/uploads", "/batches")
+
 #: What Azure puts before an endpoint.
 _AZURE_PREFIX = re.compile(r"^/openai(?:/deployments/[^/]+|/v1)?(?=/)")
 
@@ -108,6 +111,11 @@ class Call:
         )
 
     @property
+    def _is_free(self) -> bool:
+        """Whether nothing is asked for it: it looks something up, or hands something over."""
+        return self.request.method != "POST" or self.endpoint.startswith(_FREE)
+
+    @property
     def credentials(self) -> int:
         """What stands for the key that is sent, in this process only."""
         headers = self.request.headers
@@ -134,7 +142,7 @@ class Call:
 
     def cost(self, ending: Ending) -> Decimal | None:
         """Return what it cost in US dollars; None if nobody knows."""
-        if not self.attempts or ending.is_refused:
+        if not self.attempts or ending.is_refused or self._is_free:
             return Decimal(0)
         return catalogue.cost(self.model, ending.usage, prices=self.settings.prices)
 

@@ -13,6 +13,7 @@ from django_services.embeddings.status import status
 from django_services.embeddings.sync import sync
 from django_services.embeddings.threads import Stop
 from django_services.exceptions import RateLimited
+from django_services.openai_transport import shared
 from tests.testapp.models import Product
 
 from .conftest import assert_invariants
@@ -59,19 +60,21 @@ def test_calls_hold_so_many_texts_and_no_more(index, fake_openai):
 
 def test_a_call_that_is_refused_keeps_the_others_from_nothing(index, fake_openai):
     create(BATCH)
-    fake_openai.fail(429, "rate_limit_exceeded", headers={"retry-after": "100"})
+    fake_openai.fail(429, "rate_limit_exceeded", headers={"retry-after": "1000"})
+    fake_openai.latency = 0.1  # both are in flight when the first is refused
 
     with pytest.raises(RateLimited):
         sync([index], alias="default")
 
     assert (found(index).fresh, found(index).pending) == (TEXTS, TEXTS)
     assert not Lease.objects.exists()
+    shared.forget()  # the time that the server asked for has passed
     assert_invariants(index)
 
 
 def test_after_a_refusal_nothing_new_is_begun(index, fake_openai):
     create(20 * BATCH)
-    fake_openai.fail(429, "rate_limit_exceeded", headers={"retry-after": "100"}, times=1_000)
+    fake_openai.fail(429, "rate_limit_exceeded", headers={"retry-after": "1000"}, times=1_000)
 
     with pytest.raises(RateLimited):
         sync([index], alias="default")

@@ -152,6 +152,7 @@ def _soon() -> str:
     return format_datetime(moment, usegmt=True)
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # it is the transport's
 @pytest.mark.parametrize(
     "header",
     [
@@ -181,6 +182,7 @@ def test_retry_after_holds_back_every_worker(index, fake_openai, monkeypatch, he
     assert_every_vector_is_its_texts(index, fake_openai)
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # it is the transport's
 def test_a_wait_of_an_hour_puts_no_worker_to_sleep(index, fake_openai):
     # FO2: the rows stay pending for later, and nothing is asked meanwhile.
     create(20)
@@ -198,6 +200,7 @@ def test_a_wait_of_an_hour_puts_no_worker_to_sleep(index, fake_openai):
     assert not Failure.objects.exists()
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # it is the transport's
 def test_a_third_of_random_faults_costs_few_calls_more(index, fake_openai, monkeypatch):
     # FO4: 500, 503, a reset, half an answer.
     monkeypatch.setattr(sync, "TEXTS_IN_CALL", 2)
@@ -223,6 +226,7 @@ def test_a_third_of_random_faults_costs_few_calls_more(index, fake_openai, monke
     assert_every_vector_is_its_texts(index, fake_openai)
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # it is the transport's
 @pytest.mark.parametrize("content", ['{"data": [', "<html>", "null"])
 def test_an_unusable_answer_fails_its_rows_for_now_and_no_worker(index, fake_openai, content):
     # FO5: an error of ours that may pass, so the rows are tried again.

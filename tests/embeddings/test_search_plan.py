@@ -189,7 +189,7 @@ def drawn(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 @pytest.mark.usefixtures("database")
 @pytest.mark.parametrize("tenant", ["north", "south"])
-@drawn(60)
+@drawn(30)
 def test_hits_are_a_subset_of_the_callers_rows_and_all_the_nearest(
     tenants, tenant, condition, is_first, size
 ):
@@ -229,7 +229,7 @@ def assert_hits_are_the_nearest_of_the_tenant(
 
 @pytest.mark.usefixtures("database")
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     conditions=st.lists(

@@ -141,7 +141,10 @@ class StoredEmbeddings(RuleBasedStateMachine):
 # Outside a transaction, as workers and writers are.
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("database")
-@pytest.mark.parametrize("examples", [10, pytest.param(100, marks=pytest.mark.fault)])
+@pytest.mark.parametrize(
+    "examples",
+    [5, pytest.param(30, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.fault)],
+)
 def test_the_invariants_hold_whatever_happens(settings_without_inline, examples):
     run_state_machine_as_test(
         StoredEmbeddings,

@@ -17,7 +17,11 @@ from tests.testapp.models import Product
 from .conftest import BATCH, CALLS, create, expire_leases, frozen, is_alive, kill, wait_until
 from .crashing import POINTS
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("database")]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("database"),
+    pytest.mark.slow,
+]
 
 LATENCY = 0.05  # seconds, in which a kill finds a call in flight
 STATEMENTS = 80  # more than a worker runs for one source

@@ -15,7 +15,11 @@ from tests.embeddings.conftest import assert_invariants
 
 from .conftest import BATCH, create
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("database")]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("database"),
+    pytest.mark.slow,
+]
 
 ROWS = 10 * BATCH
 

@@ -16,7 +16,11 @@ from django_services.testing import embed_pending
 from tests.embeddings.conftest import assert_invariants, stored_contents
 from tests.testapp.models import Product
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("database")]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("database"),
+    pytest.mark.slow,
+]
 
 ON_POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 

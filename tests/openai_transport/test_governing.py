@@ -347,6 +347,12 @@ def test_a_price_of_the_project_makes_a_model_affordable(configure, fake_openai)
     assert spent() > 0
 
 
+def test_looking_up_costs_nothing(fake_openai, finished):
+    get_openai_client().models.list()
+
+    assert [each["cost"] for each in finished] == [0]
+
+
 def test_what_costs_nothing_needs_no_budget(configure):
     configure(DAILY_BUDGET=0)
 
