@@ -192,6 +192,8 @@ class _Operation:
         if controls is None or call.request.method != "POST":
             return None
         limiter, limit = controls.limiter, call.limit
+        if limiter.is_open(call.model, limit):
+            return None
         booking = await self._wire.do(
             limiter.book,
             limiter.abook,

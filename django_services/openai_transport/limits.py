@@ -72,6 +72,11 @@ class Limiter:
         self._width = round(window * _SECOND / _BUCKETS)  # of a bucket, microseconds
         self._refuses = conf.openai_section(alias).refuse_without_redis
 
+    def is_open(self, model: str | None, limit: conf.Limit) -> bool:
+        """Tell whether a call may start with nothing to count: no limit, no Redis, no block."""
+        is_unlimited = limit.requests is None and limit.tokens is None
+        return is_unlimited and store().is_blank(self._blocked(model or ""))
+
     def book(
         self,
         model: str | None,

@@ -11,10 +11,12 @@ it is left alone for `PAUSE` seconds, then asked by one call.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -54,6 +56,10 @@ class Memory:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def holds(self, key: str) -> bool:
+        """Tell whether anything is held under a key, its time come or not."""
+        return key in self._entries
 
     def entry(self, key: str) -> dict[Any, int]:
         """Return what is held under a key; empty, and not held, where its time has come."""
@@ -149,6 +155,10 @@ class Store:
             return await self._aask(step, keys, arguments)
         return self.run_here(step, keys, arguments)
 
+    def is_blank(self, key: str) -> bool:
+        """Tell whether nothing is known of a key, without asking anybody: there is no Redis."""
+        return self._redis is None and not self._memory.holds(key)
+
     def run_here(self, step: Step, keys: Keys, arguments: Arguments) -> Answer:
         """Run a step in this process's memory."""
         with self._lock:
@@ -160,16 +170,17 @@ class Store:
         if self._redis is None or self._breaker.refused_for() is not None:
             return None
         with _Verdict(self._breaker, self._redis):
-            script = get_redis_client(self._redis).register_script(CLOCK + step.lua)
-            return Answer(script(keys, arguments), is_shared=True)
+            return Answer(
+                _evaluated(get_redis_client(self._redis), step, keys, arguments), is_shared=True
+            )
         return None
 
     async def _aask(self, step: Step, keys: Keys, arguments: Arguments) -> Answer | None:
         if self._redis is None or self._breaker.refused_for() is not None:
             return None
         with _Verdict(self._breaker, self._redis):
-            script = get_async_redis_client(self._redis).register_script(CLOCK + step.lua)
-            return Answer(await script(keys, arguments), is_shared=True)
+            client = get_async_redis_client(self._redis)
+            return Answer(await _aevaluated(client, step, keys, arguments), is_shared=True)
         return None
 
     def _without_redis(
@@ -178,6 +189,34 @@ class Store:
         if refuses and self._redis is not None:
             return None
         return self.run_here(step, keys, arguments)
+
+
+# redis-py's own scripts make the digest anew for each client, which takes longer than they do.
+
+
+def _evaluated(client: Any, step: Step, keys: Keys, arguments: Arguments) -> Any:
+    from redis.exceptions import NoScriptError
+
+    script = CLOCK + step.lua
+    try:
+        return client.evalsha(_digest(script), len(keys), *keys, *arguments)
+    except NoScriptError:
+        return client.eval(script, len(keys), *keys, *arguments)
+
+
+async def _aevaluated(client: Any, step: Step, keys: Keys, arguments: Arguments) -> Any:
+    from redis.exceptions import NoScriptError
+
+    script = CLOCK + step.lua
+    try:
+        return await client.evalsha(_digest(script), len(keys), *keys, *arguments)
+    except NoScriptError:
+        return await client.eval(script, len(keys), *keys, *arguments)
+
+
+@lru_cache(maxsize=32)
+def _digest(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 class _Verdict:
