@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self
 from urllib.parse import urlsplit
 
 from .. import conf
@@ -185,12 +185,39 @@ def _histogram(
     )
 
 
-@functools.cache
 def _instruments() -> Instruments | None:
+    """Return what records, None where nobody does: the API alone only looks as if."""
+    api = _api()
+    if api is None or not api.is_provided():
+        return None
+    return _own_instruments()
+
+
+class _Api(NamedTuple):
+    """OpenTelemetry's API."""
+
+    metrics: Any
+    trace: Any
+
+    def is_provided(self) -> bool:
+        """Tell whether the project set a provider, which it may do at any time."""
+        provided = (self.trace.get_tracer_provider(), self.metrics.get_meter_provider())
+        return any("Proxy" not in type(provider).__name__ for provider in provided)
+
+
+@functools.cache
+def _api() -> _Api | None:
     try:
         from opentelemetry import metrics, trace
     except ImportError:
         return None
+    return _Api(metrics, trace)
+
+
+@functools.cache
+def _own_instruments() -> Instruments:
+    from opentelemetry import metrics, trace
+
     # Providers that the project sets later are found by both.
     return Instruments(trace.get_tracer("django_services"), metrics.get_meter("django_services"))
 

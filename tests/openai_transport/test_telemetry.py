@@ -92,6 +92,17 @@ def embedding(**options: Any) -> telemetry.Span:
 # Spans -------------------------------------------------------------------------------
 
 
+def test_without_a_provider_nothing_is_recorded_and_a_later_one_is_found(monkeypatch):
+    api = telemetry._api()
+    assert api is not None
+    before = telemetry._instruments()
+
+    monkeypatch.setattr(api.trace, "get_tracer_provider", TracerProvider)
+
+    assert before is None
+    assert telemetry._instruments() is not None
+
+
 def test_a_span_tells_who_was_asked_for_what(recorded):
     begin().end()
 
@@ -327,7 +338,7 @@ def test_without_opentelemetry_all_calls_share_a_span_that_does_nothing(monkeypa
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    telemetry._instruments.cache_clear()
+    telemetry._api.cache_clear()
     try:
         with begin() as span:
             span.retried("HTTP 503", 0.5)
@@ -335,7 +346,7 @@ def test_without_opentelemetry_all_calls_share_a_span_that_does_nothing(monkeypa
         span.end(usage=Usage(input_tokens=1))
         assert span is begin("/embeddings", {"model": "m"})
     finally:
-        telemetry._instruments.cache_clear()
+        telemetry._api.cache_clear()
 
 
 def test_with_the_api_alone_nothing_is_recorded_nor_raised():
