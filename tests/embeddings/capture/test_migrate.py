@@ -21,6 +21,8 @@ TITLE = "title = models.CharField(max_length=50)"
 AUTHOR = "author = models.ForeignKey(Author, models.SET_NULL, null=True)"
 
 
+pytestmark = pytest.mark.slow  # each migrates a project of its own
+
 ON_SQLITE = pytest.mark.parametrize("shop", ["sqlite"], indirect=True)
 ON_POSTGRESQL = pytest.mark.parametrize("shop", ["postgresql"], indirect=True)
 
