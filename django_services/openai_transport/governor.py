@@ -92,9 +92,7 @@ class _Operation:
         self._reservation: Reservation | None = None
         self._booking: Booking | None = None
         self._has_verdict = True
-        self._span = telemetry.begin(
-            call.endpoint, call.asked, alias=call.policy.alias, settings=call.settings
-        )
+        self._span = telemetry.UNWATCHED
 
     async def answer(self) -> httpx2.Response:
         """Return the answer that the caller gets."""
@@ -102,6 +100,9 @@ class _Operation:
         known = await self._known_embeddings()
         if known is not None:
             return answers.embeddings(call.request, known)
+        self._span = telemetry.begin(
+            call.endpoint, call.asked, alias=call.policy.alias, settings=call.settings
+        )
         with self._span:
             try:
                 response = await self._refusal() or await self._attempts()

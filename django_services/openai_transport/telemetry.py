@@ -125,7 +125,7 @@ class Span:
         """
 
 
-_UNWATCHED = Span()
+UNWATCHED = Span()
 
 
 def begin(
@@ -142,14 +142,14 @@ def begin(
     operation = OPERATIONS.get(endpoint)
     instruments = _instruments() if operation else None
     if operation is None or instruments is None:
-        return _UNWATCHED
+        return UNWATCHED
     try:
         span = _WatchedSpan(instruments, operation, asked, settings)
         span.tell_request(endpoint, asked, alias)
     except Exception as error:  # noqa: BLE001
         # Samplers, processors and exporters are the project's: none may fail a call.
         _report(error)
-        return _UNWATCHED
+        return UNWATCHED
     return span
 
 

@@ -22,7 +22,7 @@ from django_services.exceptions import (
     ServiceUnavailable,
 )
 from django_services.openai_service import attributed, embed, get_openai_client, profile
-from django_services.openai_transport import call, waiting
+from django_services.openai_transport import call, telemetry, waiting
 from django_services.openai_transport.controls import controls_of
 from django_services.resilience import Backoff
 
@@ -513,3 +513,17 @@ def test_a_cancelled_call_is_told(fake_openai, finished):
     asyncio.run(cancel())
 
     assert [each["outcome"] for each in finished] == ["CancelledError"]
+
+
+def test_an_answer_of_the_cache_begins_no_span(configure, monkeypatch, caller):
+    configure(EMBEDDING_CACHE="default")
+    begun = []
+    begin = telemetry.begin
+    monkeypatch.setattr(
+        telemetry, "begin", lambda *args, **kw: begun.append(1) or begin(*args, **kw)
+    )
+
+    caller.embed("a text")
+    caller.embed("a text")
+
+    assert len(begun) == 1
