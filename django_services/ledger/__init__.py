@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..signals import openai_call_finished
@@ -16,20 +15,30 @@ from ..signals import openai_call_finished
 
 def connect() -> None:
     """Record every operation from now on; called once, when the apps are ready."""
-    openai_call_finished.connect(_record, dispatch_uid=__name__)
+    openai_call_finished.connect(_receiver, dispatch_uid=__name__)
 
 
-def _record(**payload: Any) -> None:
-    _recorder()(payload)
+class _Receiver:
+    """Hears of the operations. What it needs is loaded with the first one."""
+
+    def __call__(self, **payload: Any) -> None:
+        _recording().record(payload)
+
+    def is_quick(self) -> bool:
+        """Tell whether a row is only put into a queue, which is no wait."""
+        return not _recording().is_written_at_once()
+
+
+_receiver = _Receiver()
 
 
 # Not loaded by every process that has the app; and an import statement takes its time
 # with every call.
 @functools.cache
-def _recorder() -> Callable[[Mapping[str, Any]], None]:
-    from .recording import record
+def _recording() -> Any:
+    from . import recording
 
-    return record
+    return recording
 
 
 def flush(timeout: float = 5.0) -> bool:

@@ -41,6 +41,15 @@ def record(payload: Mapping[str, Any]) -> None:
         writer.put(row, after=_waited_for(connection))
 
 
+def is_written_at_once() -> bool:
+    """Tell whether an operation's row would be written before `record` returns; no I/O."""
+    try:
+        settings = conf.ledger()
+        return settings.enabled and _is_synchronous(connections[database(settings)])
+    except ConfigurationError:
+        return False
+
+
 def _is_synchronous(connection: BaseDatabaseWrapper) -> bool:
     """Tell whether rows are written in the caller's thread, within its transaction.
 
