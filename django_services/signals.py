@@ -28,10 +28,10 @@ class QuickSignal(Signal):
 
 #: One operation at OpenAI ended, well or not, with all of its attempts. A stream
 #: ends when its last piece was read, or when it was closed. Sent in the caller's thread.
-#: Payload: ``alias``, ``endpoint`` (path below the base URL), ``model``,
-#: ``outcome`` (``"ok"``, the error's class name, or ``"closed"``: its reader left), ``status``, ``request_id``,
-#: ``attempts`` (HTTP requests that were sent; 0 if it was refused in this process),
-#: ``elapsed_ms``; ``input_tokens``, ``cached_tokens`` (of the
+#: Payload: ``alias``, ``endpoint`` (path below the base URL), ``model``, ``outcome``
+#: (``"ok"``, the error's class name, or ``"closed"`` for a stream that its reader left),
+#: ``status``, ``request_id``, ``attempts`` (HTTP requests that were sent; 0 if it was
+#: refused in this process), ``elapsed_ms``; ``input_tokens``, ``cached_tokens`` (of the
 #: input) and ``output_tokens``, None if unknown, ``is_estimated`` if they were not told
 #: by the service; ``cost`` (US dollars, a Decimal; None if unknown), ``is_embedded``
 #: (answered by the embedded model); ``tenant``, ``user`` and ``feature``, "" if not said.
