@@ -106,6 +106,7 @@ def library(project):
     return project
 
 
+@pytest.mark.slow
 def test_rows_of_registered_models_are_embedded_edited_found_and_deleted(library):
     broken = json.loads(library.python(LIVES.format(models=MODELS)).stdout)
 
