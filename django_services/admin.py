@@ -96,12 +96,8 @@ class FailureAdmin(FailureModelAdmin):
         return False
 
 
-@admin.register(Space)
-class SpaceAdmin(SpaceModelAdmin):
-    """The spaces, to look at: `manage.py embeddings` changes them."""
-
-    list_display = ("index", "model", "dimensions", "state", "created_at", "activated_at")
-    list_filter = ("index", "state")
+class LookOnly:
+    """An admin of rows that nobody adds, changes or deletes by hand."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002
         return False
@@ -113,8 +109,16 @@ class SpaceAdmin(SpaceModelAdmin):
         return False
 
 
+@admin.register(Space)
+class SpaceAdmin(LookOnly, SpaceModelAdmin):
+    """The spaces, to look at: `manage.py embeddings` changes them."""
+
+    list_display = ("index", "model", "dimensions", "state", "created_at", "activated_at")
+    list_filter = ("index", "state")
+
+
 @admin.register(Usage)
-class UsageAdmin(UsageModelAdmin):
+class UsageAdmin(LookOnly, UsageModelAdmin):
     """What was used at OpenAI, to look at; `manage.py services usage` adds it up."""
 
     list_display = (
@@ -146,15 +150,6 @@ class UsageAdmin(UsageModelAdmin):
         if isinstance(response, TemplateResponse) and response.context_data is not None:
             response.context_data["subtitle"] = _summary(response.context_data["cl"].queryset)
         return response
-
-    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
-        return False
 
 
 def _summary(rows: QuerySet[Usage]) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 Profile = Literal["request", "task"]
 
@@ -43,11 +45,8 @@ def attributed(
     """
     given = {"tenant": tenant, "user": user, "feature": feature}
     said = {name: str(value) for name, value in given.items() if value is not None}
-    token = _attribution.set(_attribution.get()._replace(**said))
-    try:
+    with _set(_attribution, _attribution.get()._replace(**said)):
         yield
-    finally:
-        _attribution.reset(token)
 
 
 def attribution() -> Attribution:
@@ -60,11 +59,8 @@ def profile(name: Profile) -> Iterator[None]:
 
     A "task" has the alias's TASK_DEADLINE and more attempts.
     """
-    token = _profile.set(name)
-    try:
+    with _set(_profile, name):
         yield
-    finally:
-        _profile.reset(token)
 
 
 def current_profile() -> Profile:
@@ -74,12 +70,18 @@ def current_profile() -> Profile:
 @contextlib.contextmanager
 def uncached() -> Iterator[None]:
     """Take no embedding from the cache in the block, and keep none there."""
-    token = _is_uncached.set(True)
-    try:
+    with _set(_is_uncached, True):
         yield
-    finally:
-        _is_uncached.reset(token)
 
 
 def is_uncached() -> bool:
     return _is_uncached.get()
+
+
+@contextlib.contextmanager
+def _set(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)

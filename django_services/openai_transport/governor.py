@@ -20,7 +20,6 @@ from ..exceptions import (
     BudgetExceeded,
     QuotaExhausted,
     RateLimited,
-    ServiceError,
     ServiceUnavailable,
 )
 from ..signals import openai_call_finished
@@ -142,14 +141,7 @@ class _Operation:
             f"Not sent: the service's last answers were HTTP {cause.status}. "
             f"It is tried again in {seconds:.0f} s."
         )
-        return answers.error(
-            self._call.request,
-            cause.status,
-            message,
-            cause.code,
-            is_final=True,
-            retry_after=seconds,
-        )
+        return self._not_sent(cause.status, cause.code, message, seconds)
 
     async def _refused_by_budget(self, controls: Controls) -> httpx2.Response | None:
         call = self._call
@@ -162,7 +154,7 @@ class _Operation:
                 f'known. Give its price in DJANGO_SERVICES["OPENAI"]["{call.policy.alias}"]'
                 '["PRICES"], or max_output_tokens in the request.'
             )
-            return answers.error(call.request, 400, message, PRICE_UNKNOWN, is_final=True)
+            return self._not_sent(400, PRICE_UNKNOWN, message)
         try:
             self._reservation = await self._wire.do(
                 controls.budgets.reserve,
@@ -172,19 +164,17 @@ class _Operation:
                 lapses_after=call.deadline.remaining + _GRACE,
             )
         except BudgetExceeded as refusal:
-            return self._not_sent(429, BUDGET, refusal)
+            return self._not_sent(429, BUDGET, str(refusal), refusal.retry_after)
         except ServiceUnavailable as refusal:
-            return self._not_sent(503, CIRCUIT_OPEN, refusal)
+            return self._not_sent(503, CIRCUIT_OPEN, str(refusal), refusal.retry_after)
         return None
 
-    def _not_sent(self, status: int, code: str, refusal: ServiceError) -> httpx2.Response:
+    def _not_sent(
+        self, status: int, code: str | None, message: str, retry_after: float | None = None
+    ) -> httpx2.Response:
+        """Return the refusal of a call that this process does not send."""
         return answers.error(
-            self._call.request,
-            status,
-            str(refusal),
-            code,
-            is_final=True,
-            retry_after=refusal.retry_after,
+            self._call.request, status, message, code, is_final=True, retry_after=retry_after
         )
 
     async def _turn(self) -> httpx2.Response | None:
@@ -210,22 +200,13 @@ class _Operation:
                 # Broken off while it waited, as by a cancelled task: another may have its turn.
                 await self._wire.do(limiter.cancel, limiter.acancel, booking)
                 raise
-            if waiting.is_skipped():
-                break
             booking = await self._wire.do(
                 limiter.confirm, limiter.aconfirm, booking, patience=call.deadline.remaining
             )
         if booking.is_granted:
             self._booking = booking
             return None
-        return answers.error(
-            call.request,
-            429,
-            f"Not sent: {booking.reason}",
-            LIMITED,
-            is_final=True,
-            retry_after=booking.retry_after,
-        )
+        return self._not_sent(429, LIMITED, f"Not sent: {booking.reason}", booking.retry_after)
 
     # Its attempts
 

@@ -15,11 +15,6 @@ instead: Callable[[float], object] | None = None
 _skipped = 0.0  # seconds
 
 
-def is_skipped() -> bool:
-    """Tell whether waits take no time: then no clock has moved after one."""
-    return instead is not None
-
-
 def sleep(seconds: float) -> None:
     """Wait in this thread."""
     if instead is None:

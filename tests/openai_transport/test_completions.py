@@ -38,7 +38,6 @@ from django_services.openai_transport.completions import (
 )
 from django_services.openai_transport.prompts import Asked, Target, request_of
 from django_services.openai_transport.usage import Usage
-from django_services.signals import openai_call_finished
 
 from ..fake_openai import KEY, SAID, chunk
 
@@ -664,19 +663,6 @@ def test_leaving_an_async_stream_closes_the_call(fake_openai, how):
         return await asyncio.to_thread(fake_openai.left.wait, 3)
 
     assert asyncio.run(leave())
-
-
-@pytest.fixture
-def finished():
-    """What the signal told of each call."""
-    told = []
-
-    def receive(sender, signal, **payload):
-        told.append(payload)
-
-    openai_call_finished.connect(receive)
-    yield told
-    openai_call_finished.disconnect(receive)
 
 
 def test_a_stream_that_is_left_is_accounted_for_at_once(asker, fake_openai, finished):
